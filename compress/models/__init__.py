@@ -1,0 +1,1 @@
+"""Keras models: opening files safely, walking layers, what is known of each layer type, statistics."""
