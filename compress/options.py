@@ -43,11 +43,11 @@ def parse_bytes(value: Any) -> Any:
     return value
 
 
-Fraction = Annotated[float, BeforeValidator(parse_fraction)]
+Fraction = Annotated[float, BeforeValidator(parse_fraction, json_schema_input_type=float | str)]
 """A number that may also be written `80%`, `1 pp` or `1/255`."""
 
-Share = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(parse_fraction, json_schema_input_type=float | str)]
 """A fraction from 0 to 1."""
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
+Bytes = Annotated[int, Field(ge=0), BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
 """A size in bytes, which may be written with a unit."""

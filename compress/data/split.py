@@ -1,19 +1,19 @@
 """What the rest of the package sees of data: splits of samples, whatever they came from.
 
-A split is either arrays in memory or a stream of batches that can be read again from the start. Labels are optional:
-distillation and parity need none. Nothing here imports a framework.
+A split is either arrays in memory or a stream of batches that can be read again from the start. Labels are
+optional: distillation and parity need none. Nothing here imports a framework.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from compress.errors import DataError
+from compress.errors import BmcompressError, DataError
 
 Arrays = Any
 """One array, or a list, tuple or dict of arrays that share their first axis (the samples)."""
@@ -65,7 +65,7 @@ class Split:
         name: what messages call it, such as `"train"`.
         x: inputs in memory, each `(samples, ...)`, or `None` for a stream.
         y: labels in memory, each `(samples, ...)`, or `None`.
-        stream: batches `(x, y)` or `x` as `fit` takes them (`tf.data.Dataset`, `keras.utils.PyDataset`), re-iterable.
+        stream: re-iterable batches `(x, y)` or `x` as `fit` takes them: `tf.data.Dataset`, `keras.utils.PyDataset`.
         digest: sha256 of what the samples are; equal digests mean equal data.
     """
 
@@ -81,6 +81,8 @@ class Split:
         if self.x is None:
             return
         leaves = flatten_arrays(self.x) + flatten_arrays(self.y)
+        if not flatten_arrays(self.x) or any(np.ndim(leaf) == 0 for leaf in leaves):
+            raise DataError(f"split {self.name!r} needs arrays of samples. Received: {self.x!r:.100}")
         counts = [len(leaf) for leaf in leaves]
         if len(set(counts)) != 1:
             raise DataError(f"arrays of split {self.name!r} differ in length. Received: {counts} samples")
@@ -104,20 +106,36 @@ class Split:
         return sum(_sample_count(x) for x, _ in self.batches())
 
     def batches(self, batch_size: int = 128) -> Iterator[tuple[Arrays, Arrays]]:
-        """Yield `(x, y)` NumPy batches in order; a stream keeps its own batch size."""
+        """Yield `(x, y)` NumPy batches in order; a stream keeps its own batch size.
+
+        Raises:
+            DataError: the stream has no batch, or failed; its own error is the cause.
+        """
         if self.in_memory:
             for start in range(0, len(self), batch_size):
                 window = slice(start, start + batch_size)
                 yield map_arrays(lambda a: a[window], self.x), map_arrays(lambda a: a[window], self.y)  # noqa: B023
             return
-        batches = (self.stream[i] for i in range(len(self.stream))) if hasattr(self.stream, "__getitem__") else self.stream
-        empty = True
-        for batch in batches:
-            empty = False
-            x, y = (*batch, None)[:2] if isinstance(batch, tuple) else (batch, None)
-            yield map_arrays(np.asarray, x), map_arrays(np.asarray, y)
-        if empty:
+        number = 0
+        try:
+            for batch in self._stream_batches():
+                number += 1
+                x, y = (*batch, None)[:2] if isinstance(batch, tuple) else (batch, None)
+                yield map_arrays(np.asarray, x), map_arrays(np.asarray, y)
+        except BmcompressError:
+            raise
+        except Exception as error:  # whatever a user's own stream raises
+            reason = (str(error).splitlines() or [""])[0]
+            raise DataError(
+                f"split {self.name!r} failed after batch {number}: {type(error).__name__}: {reason}"
+            ) from error
+        if number == 0:
             raise DataError(f"split {self.name!r} is empty. Received: 0 samples")
+
+    def _stream_batches(self) -> Iterator[Any]:
+        if hasattr(self.stream, "__getitem__"):
+            return (self.stream[i] for i in range(len(self.stream)))
+        return iter(self.stream)
 
     def head(self, samples: int) -> tuple[Arrays, Arrays]:
         """Return `(x, y)` of the first `samples` samples, fewer when there are fewer."""
@@ -171,34 +189,67 @@ def as_data(value: Any) -> Data:
     """Return `Data` from what Python users have at hand.
 
     Args:
-        value: `Data`, `Split`, `(x, y)`, `x`, a `tf.data.Dataset` or `keras.utils.PyDataset`, or `None` for no data.
-            Anything but `Data` becomes the train split.
+        value: `Data`; `Split`, `(x, y)`, `x`, a `tf.data.Dataset` or a `keras.utils.PyDataset`, which become the
+            train split; a dict of these by split, such as `{"train": (x, y), "test": (x, y)}`; `None` for no data.
+
+    Raises:
+        DataError: `value` is none of these, has no samples, or has arrays of different length.
     """
     if value is None:
         return Data()
     if isinstance(value, Data):
         return value
+    if isinstance(value, dict) and value and set(value) <= {"train", "validation", "test", "unlabelled"}:
+        return Data(**{name: None if part is None else as_split(name, part) for name, part in value.items()})
+    return Data(train=as_split("train", value))
+
+
+def as_split(name: str, value: Any) -> Split:
+    """Return the split `name` from `Split`, `(x, y)`, `x` or a stream of batches, or raise DataError."""
     if isinstance(value, Split):
-        return Data(train=value)
+        return replace(value, name=name)
     if isinstance(value, tuple) and len(value) == 2:
-        return Data(train=array_split("train", *value))
-    if isinstance(value, (np.ndarray, list, dict)):
-        return Data(train=array_split("train", value))
-    if hasattr(value, "__iter__") or hasattr(value, "__getitem__"):
-        return Data(train=Split("train", stream=value))
-    raise DataError(f"data must be Data, (x, y), a tf.data.Dataset or a PyDataset. Received: {type(value).__name__}")
+        return array_split(name, *value)
+    if isinstance(value, (list, dict)) or hasattr(value, "__array__"):
+        return array_split(name, value)
+    if (hasattr(value, "__iter__") or hasattr(value, "__getitem__")) and not isinstance(
+        value, (str, bytes, tuple)
+    ):
+        if hasattr(value, "__next__"):
+            raise DataError(
+                f"split {name!r} must be readable more than once. Received: a {type(value).__name__}",
+                "Give a tf.data.Dataset or a keras.utils.PyDataset.",
+            )
+        return Split(name, stream=value)
+    kind = f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__
+    raise DataError(f"data must be Data, (x, y), x, a tf.data.Dataset or a PyDataset. Received: {kind}")
 
 
 def array_split(name: str, x: Arrays, y: Arrays = None) -> Split:
     """Return an in-memory split with its digest."""
     x, y = map_arrays(np.asarray, x), map_arrays(np.asarray, y)
-    return Split(name, x, y, digest=digest_arrays([*flatten_arrays(x), *flatten_arrays(y)]))
+    return Split(
+        name, x, y, digest=digest_arrays([*flatten_arrays(x), *flatten_arrays(y)], str(_outline((x, y))))
+    )
 
 
-def digest_arrays(arrays: list[np.ndarray]) -> str:
-    """Return the sha256 over dtype, shape and bytes of `arrays`, in order."""
-    digest = hashlib.sha256()
+def _outline(arrays: Arrays) -> Any:
+    """Return the structure of `arrays` without their contents."""
+    if isinstance(arrays, dict):
+        return {key: _outline(arrays[key]) for key in sorted(arrays)}
+    if isinstance(arrays, (list, tuple)):
+        return [_outline(value) for value in arrays]
+    return None if arrays is None else "array"
+
+
+def digest_arrays(arrays: list[np.ndarray], salt: str = "") -> str:
+    """Return the sha256 over `salt` and the dtype, shape and bytes of `arrays`, in order."""
+    digest = hashlib.sha256(salt.encode())
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data if array.dtype != object else repr(array.tolist()).encode())
+        if array.dtype == object:
+            digest.update(repr(array.tolist()).encode())
+        else:
+            numeric = array.dtype.kind in "biufc"  # only these can be hashed without a copy
+            digest.update(np.ascontiguousarray(array).data if numeric else array.tobytes())
     return digest.hexdigest()

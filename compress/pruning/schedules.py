@@ -1,0 +1,78 @@
+"""How sparsity grows during training. Times are fractions of it, so a schedule fits any number of epochs.
+
+Source of the polynomial: Zhu and Gupta 2017, arXiv:1710.01878.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from compress.options import Options, Share, parse_fraction
+
+Start = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)]
+"""A moment before the end of training, as a fraction of it."""
+
+
+class ConstantSchedule(Options):
+    """The final sparsity at once, then training with the masks as they are.
+
+    There is no frequency: a pruned weight stays at zero, so a second look would choose the same weights.
+    """
+
+    type: Literal["constant"] = "constant"
+    begin: Start = 0.0
+    """When the weights are pruned, as a fraction of the training."""
+
+    @property
+    def end(self) -> float:
+        """When the final sparsity is reached, as a fraction of the training."""
+        return self.begin
+
+    @property
+    def frequency(self) -> None:
+        """Training steps between mask updates: there is one update only."""
+        return None
+
+    def sparsity_at(self, progress: float, final: float) -> float:
+        """Return the sparsity at `progress` (0 is the start of training, 1 its end)."""
+        return final if progress >= self.begin else 0.0
+
+
+class PolynomialSchedule(Options):
+    """Sparsity that grows fast while many weights are superfluous, and ever slower towards the end.
+
+    `s = final + (initial - final) * (1 - t) ** power`, with `t` from 0 at `begin` to 1 at `end`.
+    """
+
+    type: Literal["polynomial"] = "polynomial"
+    begin: Start = 0.0
+    """When pruning starts, as a fraction of the training."""
+    end: Start = 0.7
+    """When the final sparsity is reached; the rest of the training recovers accuracy."""
+    initial_sparsity: Share = 0.0
+    """Sparsity at `begin`."""
+    power: Annotated[float, Field(gt=0)] = 3.0
+    """Exponent: 1 is linear, 3 the cubic of the paper."""
+    frequency: Annotated[int, Field(ge=1)] | None = None
+    """Training steps between mask updates. By default about 50 updates, at least 10 steps apart."""
+
+    @model_validator(mode="after")
+    def _order(self) -> PolynomialSchedule:
+        if self.begin >= self.end:
+            raise ValueError(f"expected begin before end. Received: begin={self.begin}, end={self.end}")
+        return self
+
+    def sparsity_at(self, progress: float, final: float) -> float:
+        """Return the sparsity at `progress` (0 is the start of training, 1 its end)."""
+        if progress < self.begin:
+            return 0.0
+        if progress >= self.end:
+            return final
+        remaining = (self.end - progress) / (self.end - self.begin)
+        return final + (self.initial_sparsity - final) * remaining**self.power
+
+
+Schedule = Annotated[ConstantSchedule | PolynomialSchedule, Field(discriminator="type")]
+"""Either schedule; in YAML, `type` tells which."""
