@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from compress.data.samples import Samples
+from compress.data.split import first_line
 from compress.errors import DataError, SetupError
 
 
@@ -21,12 +22,12 @@ def read_built_in(name: str, wanted: str, labels: bool, cache: dict[Any, Any]) -
         SetupError: scikit-learn, which brings the digits, is not installed.
     """
     part = {"unlabelled": "train"}.get(wanted, wanted)
-    key = (name, "all" if name == "digits" else part, labels)
+    key = (name, "all" if name == "digits" else part)
     if key not in cache:
-        x, y = _read_digits() if name == "digits" else _read_keras(name, part)
-        names = ("images", "labels") if labels else ("images",)
-        cache[key] = Samples(name, x, y if labels else None, names=names, whole=name == "digits")
-    return cache[key]
+        cache[key] = _read_digits() if name == "digits" else _read_keras(name, part)
+    x, y = cache[key]
+    names = ("images", "labels") if labels else ("images",)
+    return Samples(name, x, y if labels else None, names=names, whole=name == "digits")
 
 
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -50,9 +51,8 @@ def _read_keras(name: str, part: str) -> tuple[np.ndarray, np.ndarray]:
         ):  # Keras announces downloads on stdout, which is for results
             splits = dict(zip(("train", "test"), dataset.load_data(), strict=True))
     except Exception as error:  # get_file raises plain Exception when there is no network
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"the data set {name} is not on this machine and could not be downloaded: {reason}",
+            f"the data set {name} is not on this machine and could not be downloaded: {first_line(error)}",
             f"Call keras.datasets.{name}.load_data() once where there is a network, "
             "or save the arrays in a file and write npz:FILE.",
         ) from error

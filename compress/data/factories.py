@@ -14,7 +14,7 @@ from typing import Any
 
 from compress.data.references import SPLITS, PythonFactory
 from compress.data.samples import Samples
-from compress.data.split import Data, Split, as_data, as_split, digest_arrays, flatten_arrays
+from compress.data.split import Data, Split, as_data, as_split, digest_arrays, first_line, flatten_arrays
 from compress.errors import DataError, RecipeError
 
 
@@ -23,8 +23,9 @@ def read_factory(
 ) -> Samples:
     """Return what the function gives for the split `wanted`.
 
-    It may return `(x, y)`, `x`, a `tf.data.Dataset` or a `keras.utils.PyDataset` with batches, or a dict of these
-    by split. Modules are looked up in the environment and then in the current folder, never beside a recipe.
+    It may return `(x, y)`, `x`, a `tf.data.Dataset` or a `keras.utils.PyDataset` with batches, or a dict of
+    these by split. Modules are looked up in the environment and then in the current folder, never beside a
+    recipe.
 
     Raises:
         RecipeError: the package is not allowed, or there is no such function.
@@ -38,10 +39,7 @@ def read_factory(
     if key not in cache:
         cache[key] = _call(function, source.factory, args)
     split, whole = _pick(cache[key], source, wanted)
-    kept = (*key, split.name, labels)
-    if kept not in cache:
-        cache[kept] = _as_samples(split, source, whole and not takes_split, labels)
-    return cache[kept]
+    return _as_samples(split, source, whole and not takes_split, labels)
 
 
 def check_allowed(factory: str, allow_imports: Iterable[str]) -> None:
@@ -98,8 +96,7 @@ def _parameters(function: Callable[..., Any]) -> Iterable[str]:
 
 
 def _failed(factory: str, doing: str, error: Exception) -> DataError:
-    reason = (str(error).splitlines() or [""])[0]
-    return DataError(f"{factory}: {doing} raised {type(error).__name__}: {reason}")
+    return DataError(f"{factory}: {doing} raised {type(error).__name__}: {first_line(error)}")
 
 
 def _call(function: Callable[..., Any], factory: str, args: dict[str, Any]) -> Data | Split:
@@ -142,7 +139,10 @@ def _as_samples(split: Split, source: PythonFactory, whole: bool, labels: bool) 
         )
         flat = tuple(name[:1] if len(group) == 1 else name for group in names for name in group)
         return Samples(where, split.x, y, names=flat, whole=whole)
-    x, y = split.head(1)
+    try:
+        x, y = split.head(1)
+    except DataError as error:
+        raise DataError(f"{where}: reading the first batch: {error.message}", error.help) from error.__cause__
     first = digest_arrays([*flatten_arrays(x), *flatten_arrays(y)])
     what = f"{where} {sorted(source.args.items())!r} {split.name}"
     digest = hashlib.sha256((what + first).encode()).hexdigest()

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from compress.data.image_folder import check_pixels
+from compress.data.split import first_line
 from compress.errors import DataError
 from compress.progress import track
 
@@ -30,8 +31,7 @@ def read_image(path: str, size: tuple[int, int], channels: int) -> np.ndarray:
     except (tf.errors.OpError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        reason = (str(error).splitlines() or [""])[0]
-        raise DataError(f"image cannot be decoded: {reason} Received: {path}") from None
+        raise DataError(f"image cannot be decoded: {first_line(error)} Received: {path}") from None
 
 
 class ImageBatches(keras.utils.PyDataset):

@@ -65,17 +65,22 @@ def list_images(source: ImageFolder, wanted: str, labels: bool) -> Listing:
             f"expected a folder of images. Received: {top}, "
             + ("a file" if top.exists() else "which does not exist")
         )
-    parts = [name for name in _KNOWN_PARTS if (top / name).is_dir()]
-    root, notes = _find_part(top, parts, wanted) if parts else (top, [])
-    classes = source.classes or tuple(
-        sorted({c for part in parts for c in _folders(top / part)} if parts else _folders(top))
-    )
+    parts = _find_parts(top, source.classes)
+    root, notes = _choose_part(top, parts, wanted) if parts else (top, [])
+    there = sorted({name for part in parts for name in _folders(top / part)} if parts else _folders(top))
+    classes = source.classes or tuple(there)
+    if unknown := [name for name in classes if name not in there]:
+        raise DataError(
+            f"{root}: has no class folder {unknown[0]!r}. Received: {', '.join(there) or 'no folder'}"
+        )
+    if left_out := [name for name in there if name not in classes]:
+        notes.append(f"{root}: folders that are not in `classes` are left out: {', '.join(left_out)}")
     if not classes and labels:
         raise DataError(
             f"expected one folder per class below {root}. Received: no folder",
             "Images without labels: `labels: false`.",
         )
-    found, others = [], 0
+    found, others = [], _count_files(root) if classes else 0
     for label, name in enumerate(classes or (".",)):
         files, skipped = _walk(root / name, top)
         found += [(file, label) for file in files]
@@ -83,7 +88,7 @@ def list_images(source: ImageFolder, wanted: str, labels: bool) -> Listing:
     if not found:
         raise DataError(f"{root}: has no images. Received: 0 files that end in {', '.join(SUFFIXES)}")
     if others:
-        notes.append(f"{others} files below {root} are not images and are left out")
+        notes.append(f"{root}: {others} files are no images of a class and are left out")
     numbers = np.array([label for _, label in found], dtype=np.int32)
     return Listing(root, classes, tuple(file for file, _ in found), numbers, not parts, tuple(notes))
 
@@ -91,23 +96,38 @@ def list_images(source: ImageFolder, wanted: str, labels: bool) -> Listing:
 def read_image_folder(source: ImageFolder, wanted: str, labels: bool, cache: dict[Any, Any]) -> Samples:
     """Return files and labels in a fixed random order; they become images once they are chosen."""
     listing = list_images(source, wanted, labels)
-    key = (str(listing.root), source.size, source.channels, listing.classes, labels)
+    key = (str(listing.root), source.size, source.channels, listing.classes)
     if key not in cache:
         order = fixed_order(len(listing.files))
-        files = np.array([str(file) for file in listing.files])[order]
-        cache[key] = Samples(
-            source.path,
-            files,
-            listing.labels[order] if labels else None,
-            names=("files", "labels") if labels else ("files",),
-            whole=listing.whole,
-            decode=partial(_decode, source, listing.root, listing.classes),
-            notes=listing.notes,
+        cache[key] = np.array([str(file) for file in listing.files])[order], listing.labels[order]
+    files, numbers = cache[key]
+    return Samples(
+        source.path,
+        files,
+        numbers if labels else None,
+        names=("files", "labels") if labels else ("files",),
+        whole=listing.whole,
+        decode=partial(_decode, source, listing.root, listing.classes),
+        notes=listing.notes,
+    )
+
+
+def _find_parts(top: Path, classes: tuple[str, ...] | None) -> list[str]:
+    """Return the folders of `top` that are splits; raises DataError where they may as well be classes."""
+    folders = _folders(top)
+    parts = [name for name in _KNOWN_PARTS if name in folders]
+    if not parts or (classes is not None and set(classes) <= set(folders)):
+        return []
+    if others := sorted(set(folders) - set(parts)):
+        raise DataError(
+            f"{top}: expected either splits or classes. "
+            f"Received: {', '.join(parts)} beside {', '.join(others)}",
+            "If all of them are classes, list them in `classes:`; if not, give the path of each split.",
         )
-    return cache[key]
+    return parts
 
 
-def _find_part(top: Path, parts: list[str], wanted: str) -> tuple[Path, list[str]]:
+def _choose_part(top: Path, parts: list[str], wanted: str) -> tuple[Path, list[str]]:
     if wanted == "all":
         raise DataError(f"{top}: `split: all` is for folders without splits. Received: {', '.join(parts)}")
     part = next((name for name in _PARTS[wanted] if name in parts), None)
@@ -115,6 +135,10 @@ def _find_part(top: Path, parts: list[str], wanted: str) -> tuple[Path, list[str
         raise DataError(f"{top}: has no folder {wanted!r}. Received: {', '.join(parts)}")
     said = wanted == "test" and part != "test"
     return top / part, [f"{top} has no test folder: {part} is measured on"] if said else []
+
+
+def _count_files(folder: Path) -> int:
+    return sum(entry.is_file() and not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def _folders(root: Path) -> list[str]:

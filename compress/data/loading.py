@@ -32,6 +32,8 @@ from compress.data.samples import Samples, check_finite, choose_rows, hold_out
 from compress.data.split import Arrays, Data, Split, array_split, flatten_arrays, map_arrays
 from compress.errors import DataError
 
+_LIKE_TRAIN = {"unlabelled": "train"}
+
 
 def load_data(
     options: DataOptions | str,
@@ -60,7 +62,7 @@ def load_data(
     """
     options = parse_reference(options) if isinstance(options, str) else options
     options = options.resolve(Path.cwd() if base_folder is None else Path(base_folder))
-    loader = _Loader(options, tuple(allow_imports), seed)
+    loader = _Loader(options, _as_names(allow_imports), seed)
     splits = {
         name: loader.load(name)
         for name in SPLITS
@@ -84,7 +86,7 @@ def describe_data(
         source = getattr(resolved, name)
         if source is not None:
             parts = [
-                _describe_source(source, resolved, name, tuple(allow_imports)),
+                _describe_source(source, resolved, name, _as_names(allow_imports)),
                 *_describe_choice(source),
             ]
             lines.append(f"{name}: {', '.join(parts)}")
@@ -99,7 +101,9 @@ def _describe_source(source: Any, options: DataOptions, name: str, allow_imports
     rest = rest if is_divided(options, name) else ""
     labels = source.labels and name != "unlabelled"
     if isinstance(source, BuiltInSet):
-        return f"{source.name}, {part}"
+        return f"{source.name}, " + (
+            "all of it" if part == "all" else f"its {_LIKE_TRAIN.get(part, part)} part"
+        )
     if isinstance(source, NpzFile):
         path = Path(source.path)
         members = read_members(path)
@@ -125,17 +129,22 @@ def _describe_choice(source: Any) -> list[str]:
     return parts + [str(step) for step in source.preprocess]
 
 
+def _as_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return `names` as a tuple; a single string is one name, not one per letter."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
 def is_divided(options: DataOptions, name: str) -> bool:
     """Return whether the split `name` gets its part of a source without splits, or else all of it.
 
-    It gets its part when it says so with `split:`, when the source is built in, and when another split reads the
-    same source; but where one of them uses `skip`, the user divides by hand.
+    It gets its part when it says so with `split:`, when the source is built in, and when another split reads
+    the same source; but where one of them uses `skip` and no `split`, the user divides by hand.
     """
     source = getattr(options, name)
     if source.split is not None or isinstance(source, BuiltInSet):
         return source.split != "all"
     same = [other for key in SPLITS if _origin(other := getattr(options, key)) == _origin(source)]
-    return len(same) > 1 and not any(other.skip for other in same)
+    return len(same) > 1 and not any(other.skip for other in same if other.split is None)
 
 
 def _origin(source: Any) -> Any:
@@ -153,6 +162,7 @@ class _Loader:
         self.cache: dict[Any, Any] = {}
         self.used: dict[str, tuple[Samples, np.ndarray]] = {}
         self.notes: list[str] = []
+        self.ranges: set[str] = set()
 
     def load(self, name: SplitName) -> Split:
         """Return the split `name`."""
@@ -262,16 +272,17 @@ class _Loader:
         return array_split(name, x, y)
 
     def _note_range(self, samples: Samples, x: Arrays, steps: tuple[Step, ...]) -> None:
-        """Note integer images in a wide range, which models are rarely trained on."""
-        if any(step.rescale is not None or step.cast is not None for step in steps):
+        """Note, once per source, integer images in a wide range, which models are rarely trained on."""
+        if samples.where in self.ranges or any(step.rescale is not None or step.cast for step in steps):
             return
+        self.ranges.add(samples.where)
         for position, array in enumerate(flatten_arrays(x)):
             if array.dtype.kind in "iu" and array.ndim >= 3 and array.max() > 1:
                 called = samples.names[position] if samples.names else "x"
                 low, high = array.min(), array.max()
                 self.notes.append(
-                    f"{samples.where}: {called} is {array.dtype} in {low}..{high}, given to the model as stored"
-                    f"; --rescale 1/{255 if high > 16 else high} scales it"
+                    f"{samples.where}: {called} is {array.dtype} in {low}..{high}, given to the model as "
+                    f"stored; --rescale 1/{255 if 16 < high <= 255 else high} scales it"
                 )
 
 

@@ -18,7 +18,7 @@ import psutil
 
 from compress.data.references import NpzFile
 from compress.data.samples import Samples, check_lengths
-from compress.data.split import flatten_arrays, map_arrays
+from compress.data.split import first_line, flatten_arrays, map_arrays
 from compress.errors import DataError
 
 _SUFFIXES = {
@@ -43,7 +43,7 @@ def read_members(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Return name -> (shape, dtype) of each array in the file, read from the headers alone.
 
     Raises:
-        DataError: the file is missing, truncated or no npz file, or a header promises more than the file holds.
+        DataError: the file is missing, truncated or no npz file, or a header promises more than it holds.
     """
     with _open_zip(path) as archive:
         return {key: _read_header(archive, path, key)[:2] for key in _keys_in(archive)}
@@ -52,16 +52,13 @@ def read_members(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
 def read_npz(source: NpzFile, path: Path, wanted: str, labels: bool, cache: dict[Any, Any]) -> Samples:
     """Return the arrays of `source` for the split `wanted`; `cache` keeps what was read before."""
     x, y, whole = choose_keys(source, path, read_members(path), wanted, labels)
-    cached = (str(path), repr(x), repr(y))
-    if cached not in cache:
-        keys = [*flatten_arrays(x), *flatten_arrays(y)]
-        arrays = _read_arrays(path, set(keys))
-        pick = arrays.__getitem__
-        cache[cached] = Samples(
-            path.name, map_arrays(pick, x), map_arrays(pick, y), names=tuple(keys), whole=whole
-        )
-        check_lengths(cache[cached])
-    return cache[cached]
+    keys = (*flatten_arrays(x), *flatten_arrays(y))
+    arrays = cache.setdefault(str(path), {})
+    arrays.update(_read_arrays(path, {key for key in keys if key not in arrays}))
+    pick = arrays.__getitem__
+    samples = Samples(path.name, map_arrays(pick, x), map_arrays(pick, y), names=keys, whole=whole)
+    check_lengths(samples)
+    return samples
 
 
 def choose_keys(
@@ -69,8 +66,8 @@ def choose_keys(
 ) -> tuple[Any, Any, bool]:
     """Return the keys of `x` and of `y`, and whether they hold a set without splits.
 
-    By default `x` means `x_train` for the train split where there is one, else `x`. A name that is given means the
-    array of that name where there is one, else that name with the split's suffix. Lists and dicts keep their form.
+    By default `x` means `x_train` for the train split where there is one, else `x`. A name that is given
+    means the array of that name where there is one, else that name with the split's suffix.
 
     Raises:
         DataError: an array is missing; those that the file has are listed.
@@ -127,7 +124,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     except FileNotFoundError:
         raise DataError(f"data file does not exist. Received: {path}") from None
     except _READ_ERRORS as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+        raise DataError(f"{path} cannot be read: {first_line(error)}") from None
     if not magic:
         what = "an empty file"
     elif magic.startswith(b"PK"):
@@ -156,7 +153,7 @@ def _read_header(archive: zipfile.ZipFile, path: Path, key: str) -> tuple[tuple[
             shape, _, dtype = read(member)
             start = member.tell()
     except _READ_ERRORS as error:
-        raise DataError(f"{path.name}: array {key!r} cannot be read: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path.name}: array {key!r} cannot be read: {first_line(error)}") from None
     size_bytes = math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and (min(shape, default=0) < 0 or start + size_bytes != info.file_size):
         raise DataError(
@@ -195,4 +192,4 @@ def _read_array(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
             member.read(1)  # reaching the end compares the checksum
             return array
     except _READ_ERRORS as error:
-        raise DataError(f"{path.name}: array {key!r} is corrupt: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path.name}: array {key!r} is corrupt: {first_line(error)}") from None

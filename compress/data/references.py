@@ -1,7 +1,7 @@
 """What a recipe's `data:` section and `--data REF` mean: where each split comes from and what is taken of it.
 
-Plain options that are validated before anything is opened; `compress.data.loading` loads them. Imports no framework
-and no NumPy, so that a recipe is checked in milliseconds.
+Plain options that are validated before anything is opened; `compress.data.loading` loads them. Imports no
+framework and no NumPy, so that a recipe is checked in milliseconds.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class NpzFile(SetOptions):
 
 
 def _parse_size(value: Any) -> Any:
-    if isinstance(value, str):
-        parts = value.split("x")
+    if isinstance(value, (str, int)):
+        parts = str(value).split("x")
         if len(parts) != 2 or not all(part.isdigit() for part in parts):
             raise ValueError(f"expected height x width such as `96x96`. Received: {value!r}")
         return tuple(int(part) for part in parts)
@@ -119,7 +119,7 @@ _Side = Annotated[int, Field(ge=1, le=8192)]
 
 
 class ImageFolder(SetOptions):
-    """PNG, JPEG, GIF or BMP images, one folder per class, all of it optionally below `train/`, `test/`, ..."""
+    """PNG, JPEG, GIF or BMP images, one folder per class, optionally below `train/`, `test/`, ..."""
 
     type: Literal["image_folder"] = "image_folder"
     """Kind of source."""
@@ -155,14 +155,37 @@ class SplitReference(SourceOptions):
     """The split they are taken from, after its own `skip`, `take` and `preprocess`."""
 
 
-def _source_from_text(value: Any) -> Any:
-    return parse_source(value) if isinstance(value, str) else value
+_KINDS: dict[str, type[SourceOptions]] = {
+    "builtin": BuiltInSet,
+    "npz": NpzFile,
+    "image_folder": ImageFolder,
+    "python": PythonFactory,
+    "ref": SplitReference,
+}
 
 
-_Any = Annotated[
+def _read_source(value: Any) -> Any:
+    """Return a mapping or a string as the source that it is, with messages that name the nearest kind."""
+    if isinstance(value, str):
+        mapping = parse_source(value)
+        try:
+            return _KINDS[mapping["type"]].model_validate(mapping)
+        except ValidationError as error:
+            raise ValueError(_explain(error.errors()[0], mapping["type"])) from None
+    if isinstance(value, dict) and value.get("type") not in _KINDS:
+        kind = value.get("type")
+        if kind is None:
+            raise ValueError(f"`type` is required. Known: {', '.join(_KINDS)}")
+        near = difflib.get_close_matches(str(kind), _KINDS, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(_KINDS)}."
+        raise ValueError(f"unknown type of data; {hint} Received: {kind!r}")
+    return value
+
+
+_AnySource = Annotated[
     BuiltInSet | NpzFile | ImageFolder | PythonFactory | SplitReference, Field(discriminator="type")
 ]
-Source = Annotated[_Any, BeforeValidator(_source_from_text, json_schema_input_type=_Any | str)]
+Source = Annotated[_AnySource, BeforeValidator(_read_source, json_schema_input_type=_AnySource | str)]
 """Where one split comes from: a mapping with `type`, or a string such as `npz:file.npz`."""
 
 
@@ -190,7 +213,7 @@ class DataOptions(Options):
     @model_validator(mode="before")
     @classmethod
     def _from_text(cls, value: Any) -> Any:
-        return spread_source(parse_source(value)) if isinstance(value, str) else value
+        return dict(parse_reference(value)) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check_splits(self) -> DataOptions:
@@ -238,7 +261,7 @@ def parse_reference(
     """Return the splits that a reference stands for: train and test, or the one named by `?split=`.
 
     Args:
-        text: such as `digits`, `npz:FILE?x=left,right&y=label`, `folder:PATH?size=96x96`, `module:function?arg=1`.
+        text: such as `digits`, `npz:FILE?x=left,right`, `folder:PATH?size=96x96`, `module:function?arg=1`.
         take: samples to keep of each split; beats `?take=`.
         skip: samples to leave out at the beginning of each split; beats `?skip=`.
         rescale: factor for every input such as `"1/255"`; beats `?rescale=`.
@@ -260,13 +283,7 @@ def parse_reference(
 def _explain(problem: Any, kind: str) -> str:
     key = str(problem["loc"][-1]) if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":
-        classes = {
-            "builtin": BuiltInSet,
-            "npz": NpzFile,
-            "image_folder": ImageFolder,
-            "python": PythonFactory,
-        }
-        known = [name for name in classes[kind].model_fields if name not in ("type", "preprocess")]
+        known = [name for name in _KINDS[kind].model_fields if name not in ("type", "preprocess")]
         known += list(Step.model_fields)
         near = difflib.get_close_matches(key, known, n=1)
         return f"unknown option `{key}`; " + (

@@ -12,8 +12,8 @@ from compress.data.references import SourceOptions
 from compress.data.split import Arrays, flatten_arrays
 from compress.errors import DataError
 
-# The split of a set that has none must be the same in every run and command, whatever the seed: a test sample of
-# one run would else be a training sample of another.
+# The split of a set that has none must be the same in every run and command, whatever the seed: a test sample
+# of one run would else be a training sample of another.
 _HOLD_OUT_SEED = 0
 
 Rows = np.ndarray | None

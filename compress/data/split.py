@@ -53,6 +53,11 @@ def concatenate_arrays(parts: list[Arrays]) -> Arrays:
     return np.concatenate(parts)
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its class where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _sample_count(arrays: Arrays) -> int:
     return len(flatten_arrays(arrays)[0])
 
@@ -65,7 +70,7 @@ class Split:
         name: what messages call it, such as `"train"`.
         x: inputs in memory, each `(samples, ...)`, or `None` for a stream.
         y: labels in memory, each `(samples, ...)`, or `None`.
-        stream: re-iterable batches `(x, y)` or `x` as `fit` takes them: `tf.data.Dataset`, `keras.utils.PyDataset`.
+        stream: re-iterable batches `(x, y)` or `x` as `fit` takes them, such as a `tf.data.Dataset`.
         digest: sha256 of what the samples are; equal digests mean equal data.
     """
 
@@ -125,10 +130,8 @@ class Split:
         except BmcompressError:
             raise
         except Exception as error:  # whatever a user's own stream raises
-            reason = (str(error).splitlines() or [""])[0]
-            raise DataError(
-                f"split {self.name!r} failed after batch {number}: {type(error).__name__}: {reason}"
-            ) from error
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise DataError(f"split {self.name!r} failed after batch {number}: {reason}") from error
         if number == 0:
             raise DataError(f"split {self.name!r} is empty. Received: 0 samples")
 
@@ -189,8 +192,8 @@ def as_data(value: Any) -> Data:
     """Return `Data` from what Python users have at hand.
 
     Args:
-        value: `Data`; `Split`, `(x, y)`, `x`, a `tf.data.Dataset` or a `keras.utils.PyDataset`, which become the
-            train split; a dict of these by split, such as `{"train": (x, y), "test": (x, y)}`; `None` for no data.
+        value: `Data`; `Split`, `(x, y)`, `x`, a `tf.data.Dataset` or a `keras.utils.PyDataset`, which become
+            the train split; a dict of these by split, such as `{"train": (x, y)}`; `None` for no data.
 
     Raises:
         DataError: `value` is none of these, has no samples, or has arrays of different length.

@@ -64,6 +64,7 @@ def preprocess_stream(stream: Any, steps: Sequence[Step], labels: bool, where: s
     if not steps and labels:
         return stream
     if isinstance(stream, tf.data.Dataset):
+        _check_axes(stream.element_spec, steps, where)
         return stream.map(
             lambda *batch: _preprocess_tensors(batch, steps, labels), num_parallel_calls=tf.data.AUTOTUNE
         )
@@ -73,6 +74,18 @@ def preprocess_stream(stream: Any, steps: Sequence[Step], labels: bool, where: s
         f"{where}: `preprocess` works on arrays, tf.data and PyDataset. Received: {type(stream).__name__}",
         "Preprocess in the function that makes it.",
     )
+
+
+def _check_axes(spec: Any, steps: Sequence[Step], where: str) -> None:
+    """Raise DataError when `expand_dims` would move the axis of the samples."""
+    for step in steps:
+        for leaf in tf.nest.flatten(spec[0] if isinstance(spec, tuple) else spec):
+            rank = leaf.shape.rank
+            if step.expand_dims is not None and rank is not None and not -rank <= step.expand_dims <= rank:
+                raise DataError(
+                    f"{where}: preprocessing step `{step}`: expected an axis from {-rank} to {rank}. "
+                    f"Received: {step.expand_dims}"
+                )
 
 
 class PreprocessedBatches(keras.utils.PyDataset):
@@ -102,9 +115,7 @@ class PreprocessedBatches(keras.utils.PyDataset):
         x, y = preprocess_arrays(
             self.steps, parts[0], parts[1] if self.labels and len(parts) > 1 else None, self.where
         )
-        if y is None:
-            return x if not isinstance(batch, tuple) else (x,)
-        return (x, y, *parts[2:])
+        return (x,) if y is None else (x, y, *parts[2:])
 
     def on_epoch_begin(self) -> None:
         self.batches.on_epoch_begin()
@@ -113,14 +124,14 @@ class PreprocessedBatches(keras.utils.PyDataset):
         self.batches.on_epoch_end()
 
 
-def _preprocess_tensors(batch: tuple, steps: Sequence[Step], labels: bool) -> Any:
+def _preprocess_tensors(batch: tuple, steps: Sequence[Step], labels: bool) -> tuple:
     x, rest = batch[0], batch[1:] if labels else ()
     for step in steps:
         if step.one_hot is None:
             x = tf.nest.map_structure(partial(_change, step=step), x)
         elif rest:
             rest = (tf.nest.map_structure(partial(_one_hot, classes=step.one_hot), rest[0]), *rest[1:])
-    return (x, *rest) if rest else x
+    return (x, *rest)  # without labels a tuple too: Keras would take several inputs for `(x, y)`
 
 
 def _change(tensor: tf.Tensor, step: Step) -> tf.Tensor:

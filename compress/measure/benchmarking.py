@@ -1,0 +1,346 @@
+"""Benchmarking model files side by side: quality on the same samples, size, start-up, memory and latency.
+
+Everything is measured on the file, in the runtime that executes it, in fresh child processes. The process
+that calls `benchmark_files` opens no model and imports no framework.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from compress import __version__
+from compress.data.split import Split
+from compress.deploy.runtimes import detect_format, plain_name
+from compress.errors import UsageError
+from compress.measure import environment
+from compress.measure.children import read_outputs
+from compress.measure.inputs import write_inputs
+from compress.measure.latency import measure_latency
+from compress.measure.quality import as_output_kind, evaluate_outputs
+from compress.measure.results import (
+    BenchmarkReport,
+    FileResult,
+    Latency,
+    Memory,
+    Metric,
+    SplitSummary,
+    Startup,
+    Tool,
+)
+from compress.measure.size import measure_size
+from compress.measure.startup import measure_runtime_peak, measure_startup
+from compress.models.fit_check import pair_labels
+from compress.models.task import infer_output_tasks
+from compress.progress import track
+from compress.worker import run_in_worker
+
+PathLike = str | Path
+
+_BATCH_SIZE = 64
+_RANDOM_SAMPLES = 64
+_NOT_ASKED = "not asked for"
+_RUNTIME_OPTIONS = {
+    "tflite": {"delegate": "default (XNNPACK)"},
+    "onnx": {"providers": ["CPUExecutionProvider"]},
+    "keras": {"device": "CPU"},
+}
+
+
+def benchmark_files(
+    paths: Sequence[PathLike],
+    data: Split | None = None,
+    *,
+    reference: PathLike | None = None,
+    references: Mapping[PathLike, PathLike] | None = None,
+    tasks: Sequence[Any] | Literal["infer"] | None = "infer",
+    threads: int | Sequence[int] = 1,
+    batch: int | Sequence[int] = 1,
+    processes: int = 3,
+    pairs: int = 200,
+    latency: bool = True,
+    memory: bool = True,
+    seed: int = 0,
+    allow_imports: Sequence[str] = (),
+) -> BenchmarkReport:
+    """Return a report on the model files `paths`, each `.tflite`, `.onnx` or `.keras`.
+
+    Args:
+        paths: files to measure.
+        data: samples, all of which quality is measured on; without labels there is no accuracy, and without
+            data there is no quality and latency is measured on random inputs.
+        reference: the file that quality is compared with; the first of `paths` by default.
+        references: the file that the latency of a file is compared with; by default `reference` where the
+            same runtime runs it, else the first of `paths` that the same runtime runs.
+        tasks: one per output: `"classification"`, `"binary"`, `"multilabel"`, `"regression"`, or an object
+            with a `kind` such as that of `compress.models.task`; `"infer"` tells from the outputs of the
+            reference and the labels, and `None` leaves only the distances to the reference.
+        threads: threads of the runtimes; several are measured one by one.
+        batch: samples per timed run; several are measured one by one.
+        processes: fresh processes per latency.
+        pairs: timed pairs per process, at least.
+        latency: whether latency is measured.
+        memory: whether start-up and memory are measured.
+        seed: of random inputs and of the order of runs.
+        allow_imports: packages whose classes a `.keras` file may name.
+
+    Raises:
+        UsageError: no files, a key of `references` that is none of them, or not one task per output.
+        ModelError: a file is missing, damaged, unsafe or of no known format.
+        DataError: samples or labels do not fit a file.
+        WorkerError: a file crashed its runtime.
+    """
+    files = list(dict.fromkeys(str(path) for path in paths))
+    if not files:
+        raise UsageError("there must be at least one file to benchmark. Received: none")
+    if strangers := sorted({str(file) for file in references or {}} - set(files)):
+        raise UsageError(f"references must name files that are measured. Received: {', '.join(strangers)}")
+    base = str(reference) if reference is not None else files[0]
+    if data is not None and not data.in_memory:  # read once: a stream may shuffle each time
+        x, y = data.all()
+        data = Split(data.name, x, y, digest=data.digest)
+    formats = {file: detect_format(Path(file)) for file in dict.fromkeys([base, *files])}
+    with tempfile.TemporaryDirectory(prefix="bmcompress-benchmark-") as folder:
+        bench = _Bench(
+            base=base,
+            formats=formats,
+            references={str(file): str(other) for file, other in (references or {}).items()},
+            folder=folder,
+            tasks=tasks,
+            threads=[threads] if isinstance(threads, int) else list(threads),
+            batches=[batch] if isinstance(batch, int) else list(batch),
+            processes=processes,
+            pairs=pairs,
+            latency=latency,
+            memory=memory,
+            seed=seed,
+            allow_imports=list(allow_imports),
+        )
+        return bench.measure(files, data)
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """The settings of one benchmark, and the steps that measure under them."""
+
+    base: str
+    formats: dict[str, str]
+    references: dict[str, str]
+    folder: str
+    tasks: Sequence[Any] | Literal["infer"] | None
+    threads: list[int]
+    batches: list[int]
+    processes: int
+    pairs: int
+    latency: bool
+    memory: bool
+    seed: int
+    allow_imports: list[str]
+
+    def measure(self, files: list[str], data: Split | None) -> BenchmarkReport:
+        machine = self._describe_machine(files)
+        settings = len(self.threads) * len(self.batches)
+        formats = {self.formats[file] for file in files}
+        total = len(files) * (1 + self.memory + self.latency * settings * self.processes)
+        total += (len({self.base, *files}) if data is not None else 0) + self.memory * len(formats)
+        with track("benchmark", total=total) as advance:
+            warnings = self._write_inputs(data)
+            quality = (
+                self._measure_quality(files, data, advance) if data is not None else dict.fromkeys(files)
+            )
+            peaks = self._measure_runtimes(files, advance)
+            results = [self._measure_file(file, quality[file], peaks, advance) for file in files]
+        machine = machine.model_copy(update={"load_after": environment.current_load()})
+        return BenchmarkReport(
+            tool=Tool(version=__version__),
+            created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            environment=machine,
+            reference=self.base,
+            data=None if data is None else _summarize(data),
+            results=results,
+            warnings=[*warnings, *_find_warnings(machine, results)],
+            reasons={} if data is not None else {"data": "none was given"},
+        )
+
+    def _describe_machine(self, files: list[str]) -> environment.Environment:
+        used = sorted({self.formats[file] for file in files})
+        packages = [environment.RUNTIME_PACKAGES[name] for name in used]
+        options = {name: {"threads": self.threads, **_RUNTIME_OPTIONS[name]} for name in used}
+        return environment.describe_environment(
+            self.threads, environment.installed_versions(packages), options
+        )
+
+    def _write_inputs(self, data: Split | None) -> list[str]:
+        """Write the inputs that everything runs on, and return what had to be chosen for them."""
+        if data is not None:
+            write_inputs(self._inputs, data.all()[0])
+            return []
+        if not (self.latency or self.memory):
+            return []
+        arguments = {"path": self.base, "folder": self._inputs, "samples": _RANDOM_SAMPLES, "seed": self.seed}
+        return self._in_child("write_random_inputs", arguments)
+
+    @property
+    def _inputs(self) -> str:
+        return str(Path(self.folder) / "inputs")
+
+    def _in_child(self, function: str, arguments: dict[str, Any]) -> Any:
+        arguments = {**arguments, "allow_imports": self.allow_imports}
+        return run_in_worker(f"compress.measure.children:{function}", arguments)
+
+    def _predict(self, file: str, advance: Callable[..., None]) -> tuple[list[str], list[np.ndarray]]:
+        """Return names and arrays of the outputs of `file` on all samples."""
+        path = str(Path(self.folder) / "outputs.npz")
+        arguments = {"path": file, "inputs": self._inputs, "outputs": path, "batch_size": _BATCH_SIZE}
+        names = self._in_child("predict_file", arguments)
+        advance(note=f"{Path(file).name}: outputs")
+        return names, read_outputs(path)
+
+    def _measure_quality(
+        self, files: list[str], data: Split, advance: Callable[..., None]
+    ) -> dict[str, dict[str, Metric]]:
+        names, expected = self._predict(self.base, advance)
+        y = data.all()[1] if data.has_labels else None
+        tasks = infer_output_tasks(names, expected, y) if self.tasks == "infer" else self.tasks
+        kinds = [as_output_kind(task) for task in tasks or ()]
+        if kinds and len(kinds) == len(names) and all(kind.name for kind in kinds):
+            order = [kind.name for kind in kinds]
+            expected = _in_order(order, names, expected)
+            names = order
+        labels = None
+        if kinds and y is not None:
+            labels = list(pair_labels(names, y).values())
+        quality = {}
+        for file in files:
+            outputs, other = expected, None
+            if file != self.base:
+                outputs, other = _in_order(names, *self._predict(file, advance)), expected
+            quality[file] = evaluate_outputs(outputs, labels, kinds or None, other).metrics
+        return quality
+
+    def _measure_runtimes(self, files: list[str], advance: Callable[..., None]) -> dict[str, int | None]:
+        """Return the peak memory of each format's runtime alone."""
+        peaks = {}
+        for name in sorted({self.formats[file] for file in files}) if self.memory else ():
+            peaks[name] = measure_runtime_peak(name)
+            advance(note=f"{name}: runtime")
+        return peaks
+
+    def _measure_file(
+        self,
+        file: str,
+        quality: dict[str, Metric] | None,
+        peaks: dict[str, int | None],
+        advance: Callable[..., None],
+    ) -> FileResult:
+        size, sha256 = measure_size(file)
+        advance(note=f"{Path(file).name}: size")
+        startup, memory = self._measure_startup(file, peaks, advance)
+        times = self._measure_latency(file, advance) if self.latency else None
+        package = environment.RUNTIME_PACKAGES[self.formats[file]]
+        version = environment.installed_versions([package]).get(package)
+        reasons = {
+            "quality": None if quality is not None else "there are no data",
+            "startup": None if self.memory else _NOT_ASKED,
+            "memory": None if self.memory else _NOT_ASKED,
+            "latency": None if self.latency else _NOT_ASKED,
+        }
+        return FileResult(
+            file=file,
+            format=self.formats[file],
+            sha256=sha256,
+            runtime=f"{package} {version}" if version else None,
+            size=size,
+            quality=quality,
+            startup=startup,
+            memory=memory,
+            latency=times,
+            reasons={name: reason for name, reason in reasons.items() if reason},
+        )
+
+    def _measure_startup(
+        self, file: str, peaks: dict[str, int | None], advance: Callable[..., None]
+    ) -> tuple[Startup | None, Memory | None]:
+        if not self.memory:
+            return None, None
+        found = measure_startup(
+            file,
+            self._inputs,
+            peaks[self.formats[file]],
+            threads=self.threads[0],
+            batch=self.batches[0],
+            allow_imports=self.allow_imports,
+        )
+        advance(note=f"{Path(file).name}: start-up")
+        return found
+
+    def _measure_latency(self, file: str, advance: Callable[..., None]) -> list[Latency]:
+        found = []
+        for threads, batch in product(self.threads, self.batches):
+            times = measure_latency(
+                self._latency_reference(file),
+                file,
+                self._inputs,
+                threads=threads,
+                batch=batch,
+                processes=self.processes,
+                pairs=self.pairs,
+                seed=self.seed,
+                allow_imports=self.allow_imports,
+                advance=lambda: advance(note=f"{Path(file).name}: latency"),
+            )
+            found.append(times)
+        return found
+
+    def _latency_reference(self, file: str) -> str:
+        """Return what `file` is timed against; a ratio between two runtimes would tell of these."""
+        if file in self.references:
+            return self.references[file]
+        return next(other for other in self.formats if self.formats[other] == self.formats[file])
+
+
+def _in_order(wanted: list[str], names: list[str], arrays: list[np.ndarray]) -> list[np.ndarray]:
+    """Return `arrays` in the order of the outputs `wanted` where the names say so, else in their own."""
+    plain = [plain_name(name) for name in wanted]
+    by_name = {plain_name(name): array for name, array in zip(names, arrays, strict=True)}
+    return (
+        [by_name[name] for name in plain]
+        if set(plain) == set(by_name) and len(by_name) == len(arrays)
+        else arrays
+    )
+
+
+def _summarize(data: Split) -> SplitSummary:
+    return SplitSummary(name=data.name, samples=len(data), labelled=data.has_labels, digest=data.digest)
+
+
+def _find_warnings(machine: environment.Environment, results: list[FileResult]) -> list[str]:
+    """Return what a reader should know before believing the numbers."""
+    warnings = []
+    cores = len(machine.affinity)
+    if machine.load_before is not None and machine.load_before > cores:
+        warnings.append(
+            f"the load average was {machine.load_before:g} on {cores} cores: "
+            "absolute times are unreliable, ratios hold better"
+        )
+    for result in results:
+        for name, metric in (result.quality or {}).items():
+            if metric.value is None:
+                warnings.append(f"{result.file}: {name}: {metric.reasons.get('value', 'not measured')}")
+        for times in result.latency or ():
+            if times.noisy:
+                warnings.append(
+                    f"{result.file}: the machine is too noisy for small ratios: {times.noise_reason}"
+                )
+            if times.ratio_ci95[0] > 1:
+                warnings.append(
+                    f"{result.file} is slower than {times.reference}: {times.ratio:.3g} times its time"
+                )
+    return warnings

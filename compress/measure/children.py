@@ -1,0 +1,78 @@
+"""What child processes do to a file: open it, predict with it, invent inputs for it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from compress.data.split import Arrays, Split
+from compress.deploy.runtimes import Runtime, detect_format, open_runtime, predict
+from compress.errors import DataError
+from compress.measure.inputs import read_inputs, write_inputs
+
+_FREE_AXIS = 16
+
+
+def open_file(path: str | Path, threads: int = 1, allow_imports: Sequence[str] = ()) -> Runtime:
+    """Open a model file; a `.keras` file is checked first, and may name classes of `allow_imports`.
+
+    Raises:
+        ModelError: the file is missing, corrupt or unsafe.
+    """
+    check_file(path, allow_imports)
+    return open_runtime(path, threads=threads)
+
+
+def check_file(path: str | Path, allow_imports: Sequence[str] = ()) -> None:
+    """Raise ModelError if `path` is a corrupt or unsafe `.keras` file; import what it may name."""
+    if detect_format(Path(path)) != "keras":
+        return
+    from compress.models.archive import check_archive, read_archive
+
+    check_archive(read_archive(path), allow_imports=tuple(allow_imports))
+    for package in allow_imports:
+        importlib.import_module(package)
+
+
+def predict_file(
+    path: str, inputs: str, outputs: str, batch_size: int, allow_imports: Sequence[str]
+) -> list[str]:
+    """Write the outputs of `path` for all `inputs` to the `.npz` file `outputs`; return their names."""
+    runtime = open_file(path, allow_imports=allow_imports)
+    arrays = predict(runtime, Split("samples", x=read_inputs(inputs)), batch_size)
+    np.savez(outputs, *arrays)
+    return [info.name for info in runtime.outputs]
+
+
+def read_outputs(path: str | Path) -> list[np.ndarray]:
+    """Return the arrays that `predict_file` wrote, in the order of the file's outputs."""
+    with np.load(path, allow_pickle=False) as archive:
+        return [archive[f"arr_{index}"] for index in range(len(archive.files))]
+
+
+def write_random_inputs(
+    path: str, folder: str, samples: int, seed: int, allow_imports: Sequence[str]
+) -> list[str]:
+    """Write random inputs that fit `path`, and return a sentence for each size that had to be chosen."""
+    runtime = open_file(path, allow_imports=allow_imports)
+    rng, arrays, notes = np.random.default_rng(seed), [], []
+    for info in runtime.inputs:
+        if None in info.shape[1:]:
+            notes.append(
+                f"input {info.name!r} of {Path(path).name} takes any size: random inputs have {_FREE_AXIS}"
+            )
+        shape = (samples, *(_FREE_AXIS if size is None else size for size in info.shape[1:]))
+        arrays.append(_random_array(rng, shape, info.dtype, info.name))
+    write_inputs(folder, arrays)
+    return notes
+
+
+def _random_array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, name: str) -> Arrays:
+    """Return numbers in [0, 1); integers are 0 or 1, which are valid indices of any table."""
+    if dtype == "string":
+        raise DataError(f"input {name!r} takes text, which cannot be invented.", "Give data.")
+    kind = np.dtype(dtype)
+    return rng.random(shape).astype(kind) if kind.kind == "f" else rng.integers(0, 2, shape).astype(kind)
