@@ -9,7 +9,7 @@ import numpy as np
 
 from compress.errors import PassError
 from compress.models.copying import copy_model
-from compress.models.walking import Kernel, find_kernels
+from compress.models.walking import Kernel, find_kernels, list_kernels
 from compress.pruning.masks import DistributionName, magnitude_masks, require_sparsity
 
 
@@ -61,3 +61,9 @@ def kernel_values(kernels: Sequence[Kernel]) -> list[np.ndarray]:
                 "Training has diverged: lower the learning rate, or start from an earlier checkpoint.",
             )
     return values
+
+
+def has_pruned_kernels(model: keras.Model) -> bool:
+    """Return whether a kernel of `model` holds zeros; one that is all zeros is new, not pruned."""
+    weights = (keras.ops.convert_to_numpy(kernel.variable) for kernel in list_kernels(model))
+    return any(0 < np.count_nonzero(weight) < weight.size for weight in weights)

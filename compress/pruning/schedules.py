@@ -56,7 +56,7 @@ class PolynomialSchedule(Options):
     power: Annotated[float, Field(gt=0)] = 3.0
     """Exponent: 1 is linear, 3 the cubic of the paper."""
     frequency: Annotated[int, Field(ge=1)] | None = None
-    """Training steps between mask updates. By default about 50 updates, at least 10 steps apart."""
+    """Training steps between mask updates. By default about 50 updates, at least 20 steps apart."""
 
     @model_validator(mode="after")
     def _order(self) -> PolynomialSchedule:
