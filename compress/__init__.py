@@ -23,7 +23,7 @@ _PUBLIC = {
     "Recipe": "compress.recipe",
     "Run": "compress.runner",
     "benchmark_files": "compress.measure.benchmarking",
-    "check_budgets": "compress.gate.checking",
+    "check_budgets": "compress.checking",
     "copy_model": "compress.models.copying",
     "distill": "compress.distillation",
     "export_model": "compress.deploy.exporting",
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from compress.distillation import distill
     from compress.errors import BmcompressError
     from compress.finetuning import fine_tune
-    from compress.gate.checking import check_budgets
+    from compress.checking import check_budgets
     from compress.measure.benchmarking import benchmark_files
     from compress.measure.results import BenchmarkReport
     from compress.models.copying import copy_model

@@ -51,9 +51,14 @@ class DataError(BmcompressError, ValueError):
 
 
 class PassError(BmcompressError, RuntimeError):
-    """A pass that could not do its work, such as a loss that became NaN."""
+    """A pass that could not do its work, such as a loss that became NaN.
+
+    Attributes:
+        model: the model with its last good weights where training was lost, or `None`.
+    """
 
     exit_code = 5
+    model: object | None = None
 
 
 class ExportError(BmcompressError, RuntimeError):

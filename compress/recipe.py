@@ -228,7 +228,8 @@ def _spell(value: Any, place: Place) -> str:
     """Return a place as users write it in `--set`: list items that have an id are called by it."""
     parts = []
     for part in place:
-        value = value[part] if not isinstance(value, dict) or part in value else None
+        inside = part in value if isinstance(value, dict) else isinstance(value, (list, tuple))
+        value = value[part] if inside else None
         named = isinstance(part, int) and isinstance(value, dict)
         parts.append(str((value.get("id") or value.get("type") or part) if named else part))
     return ".".join(parts) or "recipe"

@@ -18,7 +18,7 @@ def recipes_folder() -> Path:
 def find_recipe(name: str) -> Path:
     """Return the file `name`, or the example recipe called so, or raise RecipeError naming the nearest one."""
     path = Path(name).expanduser()
-    if path.exists():
+    if path.is_file():
         return path
     examples = {file.stem: file for file in sorted(recipes_folder().glob("*.yaml"))}
     if name in examples:

@@ -14,7 +14,6 @@ from typing import Literal
 from compress.errors import BudgetError, InconclusiveError
 from compress.gate.budgets import Budget, MetricBudget
 from compress.measure.results import FileResult, Metric, Record
-from compress.measure.statistics import paired_difference_interval, wilson_interval
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
@@ -86,7 +85,8 @@ def _judge_size(budget: Budget, result: FileResult) -> Iterator[Verdict]:
         if allowed is None:
             continue
         if value is None:
-            yield _missing(budget, name, allowed, result.size.reasons.get(name, "not measured"))
+            reason = result.size.reasons.get("nonzero_kernel_weights", "not measured")
+            yield _missing(budget, name, allowed, reason)
         else:
             yield _verdict(budget, name, value, allowed, "pass" if value <= allowed else "fail")
 
@@ -134,6 +134,8 @@ def _two_sided(confidence: float) -> float:
 
 def _value_interval(metric: Metric, confidence: float) -> tuple[float, float] | None:
     if metric.higher_is_better:
+        from compress.measure.statistics import wilson_interval  # NumPy, which sizes alone do not need
+
         return wilson_interval(metric.value * metric.n, metric.n, _two_sided(confidence))
     return metric.ci95
 
@@ -142,6 +144,8 @@ def _drop_interval(metric: Metric, confidence: float) -> tuple[float, float] | N
     drop = metric.drop
     if drop.mcnemar_p is None:  # not one decision per sample: the interval of the mean stands
         return drop.ci95
+    from compress.measure.statistics import paired_difference_interval
+
     low, high = paired_difference_interval(drop.lost, drop.gained, metric.n, _two_sided(confidence))
     return -high, -low
 

@@ -7,7 +7,7 @@ that calls `benchmark_files` opens no model and imports no framework.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
@@ -67,6 +67,7 @@ def benchmark_files(
     pairs: int = 200,
     latency: bool = True,
     memory: bool = True,
+    untimed: Collection[PathLike] = (),
     seed: int = 0,
     allow_imports: Sequence[str] = (),
 ) -> BenchmarkReport:
@@ -88,6 +89,8 @@ def benchmark_files(
         pairs: timed pairs per process, at least.
         latency: whether latency is measured.
         memory: whether start-up and memory are measured.
+        untimed: files for which neither is, such as a `.keras` file whose exports are what counts; each start of
+            TensorFlow takes seconds.
         seed: of random inputs and of the order of runs.
         allow_imports: packages whose classes a `.keras` file may name.
 
@@ -120,6 +123,7 @@ def benchmark_files(
             pairs=pairs,
             latency=latency,
             memory=memory,
+            untimed={str(file) for file in untimed},
             seed=seed,
             allow_imports=list(allow_imports),
         )
@@ -141,21 +145,23 @@ class _Bench:
     pairs: int
     latency: bool
     memory: bool
+    untimed: set[str]
     seed: int
     allow_imports: list[str]
 
     def measure(self, files: list[str], data: Split | None) -> BenchmarkReport:
         machine = self._describe_machine(files)
         settings = len(self.threads) * len(self.batches)
-        formats = {self.formats[file] for file in files}
-        total = len(files) * (1 + self.memory + self.latency * settings * self.processes)
+        timed = [file for file in files if file not in self.untimed]
+        formats = {self.formats[file] for file in timed}
+        total = len(files) + len(timed) * (self.memory + self.latency * settings * self.processes)
         total += (len({self.base, *files}) if data is not None else 0) + self.memory * len(formats)
         with track("benchmark", total=total) as advance:
             warnings = self._write_inputs(data)
             quality = (
                 self._measure_quality(files, data, advance) if data is not None else dict.fromkeys(files)
             )
-            peaks = self._measure_runtimes(files, advance)
+            peaks = self._measure_runtimes(timed, advance)
             results = [self._measure_file(file, quality[file], peaks, advance) for file in files]
         machine = machine.model_copy(update={"load_after": environment.current_load()})
         return BenchmarkReport(
@@ -242,15 +248,16 @@ class _Bench:
     ) -> FileResult:
         size, sha256 = measure_size(file)
         advance(note=f"{Path(file).name}: size")
-        startup, memory = self._measure_startup(file, peaks, advance)
-        times = self._measure_latency(file, advance) if self.latency else None
+        memory_asked, latency_asked = (asked and file not in self.untimed for asked in (self.memory, self.latency))
+        startup, memory = self._measure_startup(file, peaks, advance) if memory_asked else (None, None)
+        times = self._measure_latency(file, advance) if latency_asked else None
         package = environment.RUNTIME_PACKAGES[self.formats[file]]
         version = environment.installed_versions([package]).get(package)
         reasons = {
             "quality": None if quality is not None else "there are no data",
-            "startup": None if self.memory else _NOT_ASKED,
-            "memory": None if self.memory else _NOT_ASKED,
-            "latency": None if self.latency else _NOT_ASKED,
+            "startup": None if memory_asked else _NOT_ASKED,
+            "memory": None if memory_asked else _NOT_ASKED,
+            "latency": None if latency_asked else _NOT_ASKED,
         }
         return FileResult(
             file=file,
@@ -267,9 +274,7 @@ class _Bench:
 
     def _measure_startup(
         self, file: str, peaks: dict[str, int | None], advance: Callable[..., None]
-    ) -> tuple[Startup | None, Memory | None]:
-        if not self.memory:
-            return None, None
+    ) -> tuple[Startup, Memory]:
         found = measure_startup(
             file,
             self._inputs,

@@ -206,7 +206,7 @@ class BenchmarkReport(Record):
             results.append(result.model_copy(update={"file": names[result.file], "latency": latency}))
         warnings = []
         for warning in self.warnings:
-            for path, name in names.items():
+            for path, name in sorted(names.items(), key=lambda item: -len(item[0])):
                 warning = warning.replace(path, name)  # noqa: PLW2901
             warnings.append(warning)
         update = {"results": results, "reference": names[self.reference], "warnings": warnings}

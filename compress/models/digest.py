@@ -13,6 +13,8 @@ from compress.models.weight_store import WeightGroup
 
 _VOLATILE = frozenset(("shared_object_id", "compile_config", "build_config", "build_input_shape"))
 
+_TASK = ("loss", "loss_weights", "metrics", "weighted_metrics")
+
 
 def content_digest(path: str | Path) -> str:
     """Return the sha256 over the architecture and the weights of a `.keras` file, as 64 hexadecimal digits.
@@ -28,6 +30,14 @@ def content_digest(path: str | Path) -> str:
             return _digest(archive)
         except ModelError as error:
             raise ModelError(f"{path}: {error.message}", error.help) from None
+
+
+def compile_digest(path: str | Path) -> str:
+    """Return the sha256 over the losses and metrics that a `.keras` file was compiled with; the optimizer does not count."""
+    with read_archive(path) as archive:
+        given = archive.config.get("compile_config") or {}
+        compiled = _canonical({key: given.get(key) for key in _TASK}, {})
+    return hashlib.sha256(json.dumps(compiled, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(archive: Archive) -> str:

@@ -31,7 +31,7 @@ _INFINITE = -1  # tf.data.INFINITE_CARDINALITY
 
 
 def build_optimizer(training: Training, total_steps: int, model: keras.Model) -> keras.optimizers.Optimizer:
-    """Return a fresh optimizer for `total_steps` steps, with a scaled loss where `model` computes in float16."""
+    """Return a fresh optimizer for `total_steps` steps; it scales the loss where `model` computes in float16."""
     rate: Any = training.base_rate()
     if training.learning_rate_schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=max(total_steps, 1))
@@ -45,7 +45,7 @@ def build_optimizer(training: Training, total_steps: int, model: keras.Model) ->
 
 
 def steps_in_epoch(split: Split, batch_size: int) -> int:
-    """Return the number of batches in `split`; a stream that does not know its length is read through once."""
+    """Return the number of batches in `split`; a stream of unknown length is read through once."""
     if split.in_memory:
         return math.ceil(len(split) / batch_size)
     if hasattr(split.stream, "cardinality") and int(split.stream.cardinality()) == _INFINITE:
@@ -73,7 +73,14 @@ def compiled_for_training(model: keras.Model, task: Task, optimizer: keras.Optim
     try:
         yield
     finally:
-        _set_optimizer(model, type(original).from_config(original.get_config()))
+        model.optimizer = original
+        refresh_optimizer(model)
+
+
+def refresh_optimizer(model: keras.Model) -> None:
+    """Give a compiled `model` a new optimizer with the settings of its own."""
+    if model.compiled and model.optimizer is not None:
+        _set_optimizer(model, type(model.optimizer).from_config(model.optimizer.get_config()))
 
 
 def _set_optimizer(model: keras.Model, optimizer: keras.Optimizer) -> None:
@@ -123,8 +130,8 @@ def fit_guarded(
             if not streamed:
                 raise
             raise PassError(
-                f"training stopped in epoch {guard.epoch}, step {guard.step + 1}: reading the data or training on it "
-                f"raised {_reason(error)}"
+                f"training stopped in epoch {guard.epoch}, step {guard.step + 1}: reading the data or training on "
+                f"it raised {_reason(error)}"
             ) from error
     if guard.error:
         raise guard.error

@@ -139,7 +139,7 @@ def check_values(weights: WeightGroup, allow_nonfinite: bool) -> None:
         tensors = "1 tensor contains" if len(broken) == 1 else f"{len(broken)} tensors contain"
         raise ModelError(
             f"{tensors} NaN or infinity: {', '.join(broken[:3])}{more}",
-            "Training diverged: use an earlier checkpoint, or allow it with --allow-nonfinite.",
+            "Training diverged: use an earlier checkpoint.",
         )
 
 

@@ -94,7 +94,7 @@ def _model_activation(config: dict[str, Any], output_index: int) -> str | None:
 
 
 def _layer_activation(layer: dict[str, Any], tensor_index: int) -> str | None:
-    """Return the activation of one serialised layer, `"pass on"` if it passes values on, `None` if unknown."""
+    """Return the activation of one serialised layer, `"pass on"` if it has none, `None` if unknown."""
     kind, config = layer["class_name"], layer["config"]
     if kind == "InputLayer":
         return None

@@ -287,7 +287,7 @@ def _explain_prune(
     kernels = [weight for weight in weights if weight.is_kernel and len(weight.stored.shape) >= 2]
     if not kernels:
         if layer.kind not in LAYERS:
-            return f"no: unknown layer type {layer.kind}: its weights are left as they are"
+            return f"unknown layer type {layer.kind}: kernels are told by their names once it is loaded"
         return "no: normalization" if "Normalization" in layer.kind else "no: no kernel"
     if not layer.trainable:
         return "no: frozen"

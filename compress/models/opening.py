@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,8 @@ import keras
 
 from compress.errors import ModelError
 from compress.models.archive import check_archive, read_archive
+
+logger = logging.getLogger(__name__)
 
 _trusted: ContextVar[tuple[str, ...]] = ContextVar("trusted_packages", default=())
 
@@ -46,9 +49,15 @@ def load_model(path: str | Path, *, allow_imports: tuple[str, ...] = (), sha256:
         config, saved_by = archive.config, archive.metadata.get("keras_version", "unknown")
     if sha256 is not None and (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256.lower():
         raise ModelError(f"{path} is another file than the recipe pins. Received: sha256 {found}, expected {sha256}")
+    options = {"custom_objects": _custom_objects(path, config, packages), "safe_mode": True}
     try:
-        return keras.saving.load_model(path, custom_objects=_custom_objects(path, config, packages), safe_mode=True)
-    except Exception as error:  # Keras raises many types; each means that this file cannot be opened
+        return keras.saving.load_model(path, **options)
+    except Exception as error:  # Keras raises many types; each means that this file cannot be opened as it is
+        if config.get("compile_config"):
+            with suppress(Exception):
+                model = keras.saving.load_model(path, compile=False, **options)
+                logger.warning("%s: its loss or metrics cannot be restored and are inferred instead", path)
+                return model
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
             f"{path}: Keras {keras.__version__} cannot open it (saved by Keras {saved_by}): {type(error).__name__}: {reason}",

@@ -148,7 +148,14 @@ def infer_task(model: Any, y_sample: Arrays = None, x_sample: Arrays = None) -> 
     for (name, tensor), activation, probe in zip(tensors.items(), activations, probes, strict=True):
         found = activation or (probe_activation(probe) if probe is not None else "linear")
         outputs.append(
-            _output_task(name, tuple(tensor.shape), found, labels[name], losses[name], metrics[name])
+            _output_task(
+                name,
+                tuple(tensor.shape),
+                activation=found,
+                y=labels[name],
+                loss=losses[name],
+                metrics=metrics[name],
+            )
         )
     return Task(tuple(outputs), keyed)
 
@@ -210,7 +217,13 @@ def _per_output(value: Any, names: list[str], flat: bool = False) -> dict[str, A
 
 
 def _output_task(
-    name: str, shape: tuple, activation: str, y: np.ndarray | None, loss: Any, metrics: tuple[Any, ...]
+    name: str,
+    shape: tuple,
+    *,
+    activation: str,
+    y: np.ndarray | None,
+    loss: Any,
+    metrics: tuple[Any, ...],
 ) -> OutputTask:
     """Return the task of one output; a compiled `loss` decides, head and labels fill what it leaves open."""
     kind, sparse = _infer_kind(activation, shape, y)

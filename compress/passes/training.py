@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
-from compress.errors import UsageError
+from compress.errors import PassError, UsageError
 from compress.passes.base import ModelFile
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from compress.data.split import Data
     from compress.finetuning import Training
+    from compress.pruning.callback import Pruning
 
 INPUT = "input"
 
@@ -63,7 +64,7 @@ def train_copy(
     training: Training,
     *,
     teacher: keras.Model | None = None,
-    callbacks: Sequence[Any] = (),
+    callbacks: Sequence[Pruning] = (),
     temperature: float | None = None,
     alpha: float | None = None,
 ) -> keras.Model:
@@ -72,19 +73,35 @@ def train_copy(
     Zeros that earlier passes made stay zero.
     """
     from compress.models.copying import copy_model
-    from compress.pruning.zeros import HoldZeros
 
-    copy = copy_model(model)
-    callbacks = callbacks or [HoldZeros()]
-    if teacher is None:
-        from compress.finetuning import fine_tune
-
-        fine_tune(copy, data, training, callbacks=callbacks)
-        return copy
     if teacher is model:
         raise UsageError("a model cannot teach itself as it trains", "Write `teacher: input` to be taught by a copy.")
-    from compress.distillation import distill
+    copy = copy_model(model)
+    callbacks = callbacks or _hold_zeros(copy)
+    try:
+        if teacher is None:
+            from compress.finetuning import fine_tune
 
-    options = {"temperature": temperature, "alpha": alpha}
-    given = {name: value for name, value in options.items() if value is not None}
-    return distill(copy, teacher, data, training=training, callbacks=callbacks, **given)
+            fine_tune(copy, data, training, callbacks=callbacks)
+        else:
+            from compress.distillation import distill
+
+            options = {"temperature": temperature, "alpha": alpha}
+            given = {name: value for name, value in options.items() if value is not None}
+            distill(copy, teacher, data, training=training, callbacks=callbacks, **given)
+    except PassError as error:
+        error.model = copy  # it holds its last good weights; who catches the error may keep them
+        raise
+    finally:
+        for callback in callbacks:
+            callback.remove()
+    return copy
+
+
+def _hold_zeros(model: keras.Model) -> list[Pruning]:
+    """Return the callback that keeps zeros where they are, or none where there are none to keep."""
+    from compress.pruning.callback import Pruning
+    from compress.pruning.magnitude import has_pruned_kernels
+    from compress.pruning.schedules import ConstantSchedule
+
+    return [Pruning(0.0, schedule=ConstantSchedule())] if has_pruned_kernels(model) else []

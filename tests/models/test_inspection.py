@@ -150,7 +150,7 @@ def test_what_passes_would_touch(summaries: dict[str, tuple[keras.Model, ModelSu
     assert passes("statistics", "statistics") == ("no: normalization", "no: no trainable weights")
     assert passes("quantized", "int8") == ("no: the kernel is int8", "no: no trainable weights")
     assert passes("custom", "scale") == (
-        "no: unknown layer type Scale: its weights are left as they are",
+        "unknown layer type Scale: kernels are told by their names once it is loaded",
         "all 4 trainable weights",
     )
     assert (

@@ -1,0 +1,97 @@
+"""Start-up: CPU time of `bmcompress --help` and `bmcompress inspect` against a bare typer program, in turn.
+
+    python benchmarks/startup.py
+
+Each command is a fresh process; its user and system time are what the operating system counts. Goal: at most 1.5 times
+the bare program, which has one command that prints a word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from results import describe_machine, write_results
+
+BARE = """
+import typer
+app = typer.Typer()
+
+@app.command()
+def hello(name: str):
+    print("hello", name)
+
+app()
+"""
+
+OURS = "from compress.cli import main; main()"
+
+
+def cpu_seconds(command: list[str], folder: Path) -> float:
+    """Return user plus system time of one run of `command`."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode != 0:
+            raise SystemExit(f"{command} failed: {process.stderr.read().decode()[-2000:]}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def save_model(path: Path) -> None:
+    """Write the model that is inspected: MobileNetV2 at 96 x 96, 2.3 million parameters."""
+    script = f"import keras; keras.applications.MobileNetV2((96, 96, 3), weights=None, classes=10).save({str(path)!r})"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=21)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "bare.py").write_text(BARE)
+        large, small = folder / "mobilenet.keras", folder / "small.keras"
+        save_model(large)
+        subprocess.run(
+            [sys.executable, "-c", f"import keras; keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]).save({str(small)!r})"],
+            check=True,
+            capture_output=True,
+        )
+        commands = {
+            "bare typer --help": [sys.executable, "bare.py", "--help"],
+            "bare typer, its command": [sys.executable, "bare.py", "you"],
+            "bmcompress --help": [sys.executable, "-c", OURS, "--help"],
+            "bmcompress inspect (small)": [sys.executable, "-c", OURS, "inspect", str(small)],
+            "bmcompress inspect (MobileNetV2)": [sys.executable, "-c", OURS, "inspect", str(large)],
+        }
+        times: dict[str, list[float]] = {label: [] for label in commands}
+        for run in range(arguments.runs + 1):
+            for label, command in commands.items():
+                seconds = cpu_seconds(command, folder)
+                if run:  # the first round warms the disk cache
+                    times[label].append(seconds)
+    baselines = {"bmcompress --help": "bare typer --help"}
+    rows = []
+    for label, values in times.items():
+        base = baselines.get(label, "bare typer, its command" if "inspect" in label else label)
+        ratios = sorted(a / b for a, b in zip(values, times[base], strict=True))
+        rows.append(
+            {
+                "command": label,
+                "cpu_ms_min": round(1000 * min(values), 1),
+                "cpu_ms_median": round(1000 * sorted(values)[len(values) // 2], 1),
+                "against": base,
+                "ratio_median": round(ratios[len(ratios) // 2], 3),
+                "ratio_of_minima": round(min(values) / min(times[base]), 3),
+            }
+        )
+    write_results("startup", {"goal": "at most 1.5", "runs": arguments.runs, "rows": rows, "machine": describe_machine()})
+
+
+if __name__ == "__main__":
+    main()

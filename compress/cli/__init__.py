@@ -1,0 +1,45 @@
+"""The command `bmcompress`: each command parses, calls one function, prints, and ends with an exit code.
+
+Only typer is imported here; every command imports what it needs when it runs, so that `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from compress import __version__
+from compress.cli import files, gate, passes, quickstart, recipes
+from compress.cli.command import separate_native_messages
+
+app = typer.Typer(
+    name="bmcompress",
+    help="Compress trained Keras 3 models: distil, prune, export to TFLite and ONNX, benchmark, check budgets.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # locals may hold what nobody wants in a log
+)
+app.command("quickstart")(quickstart.quickstart)
+app.command("run")(recipes.run)
+app.command("distill")(passes.distill)
+app.command("prune")(passes.prune)
+app.command("finetune")(passes.finetune)
+app.command("export")(files.export)
+app.command("benchmark")(files.benchmark)
+app.command("inspect")(files.inspect)
+app.command("check")(gate.check)
+app.add_typer(recipes.recipe_app, name="recipe")
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    """Compress trained Keras 3 models: distil, prune, export to TFLite and ONNX, benchmark, check budgets."""
+    if show:
+        print(f"bmcompress {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line."""
+    separate_native_messages()
+    app()

@@ -1,0 +1,138 @@
+"""Commands about single files: inspect, export, benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compress.cli.command import AllowImport, DataReference, Json, Quiet, Rescale, Skip, Take, command
+from compress.cli.passes import Exclude, Formats, Include
+
+if TYPE_CHECKING:
+    from compress.data.split import Split
+
+
+@command
+def inspect(
+    model: Annotated[str, typer.Argument(help="A .keras file.")],
+    include: Include = None,
+    exclude: Exclude = None,
+    allow_import: AllowImport = None,
+    json_output: Json = False,
+) -> None:
+    """Show layers, shapes, parameters, sparsity, MACs and what each pass would touch, without loading the model."""
+    from compress.cli.tables import inspection_rows, inspection_totals
+    from compress.cli.terminal import print_json, print_table, printable
+    from compress.models.inspection import inspect_model
+
+    summary = inspect_model(model, include=tuple(include or ("*",)), exclude=tuple(exclude or ()))
+    if json_output:
+        print_json(summary.to_dict())
+        return
+    print_table(*inspection_rows(summary), title=printable(model))
+    for line in inspection_totals(summary):
+        print(printable(line))
+
+
+@command
+def export(
+    model: Annotated[str, typer.Argument(help="A trained .keras file.")],
+    to: Formats = "tflite,onnx",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the files; the model's own by default.")
+    ] = None,
+    data: DataReference = None,
+    rescale: Rescale = None,
+    take: Take = None,
+    skip: Skip = None,
+    opset: Annotated[int, typer.Option("--opset", min=13, max=18, help="ONNX operator set.")] = 17,
+    tolerance: Annotated[float | None, typer.Option("--tolerance", help="Largest relative difference to the model.")] = None,
+    allow_import: AllowImport = None,
+    json_output: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export a model to TFLite and ONNX and verify each file in its runtime against the model."""
+    from compress.cli.passes import parse_formats
+    from compress.cli.tables import export_rows
+    from compress.cli.terminal import print_json, print_table, say
+
+    formats = parse_formats(to)
+    say("loading TensorFlow ...")
+    from compress.deploy.exporting import export_models
+    from compress.models.opening import load_model
+
+    packages = tuple(allow_import or ())
+    loaded = load_model(model, allow_imports=packages)
+    samples = _test_split(data, rescale, take, skip, packages)
+    folder = Path(output) if output else Path(model).resolve().parent
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{Path(model).stem}.{name}" for name in formats}
+    records = export_models(loaded, paths, samples=samples, opset=opset, tolerance=tolerance)
+    if json_output:
+        print_json([record.model_dump(mode="json") for record in records])
+    else:
+        print_table(*export_rows(records), title=str(folder))
+
+
+def _test_split(
+    reference: str | None, rescale: str | None, take: int | None, skip: int | None, packages: tuple[str, ...]
+) -> Split | None:
+    """Return the test split of a data reference, with what was chosen said on stderr; `None` without a reference."""
+    if reference is None:
+        return None
+    from compress.cli.terminal import say
+    from compress.data.loading import load_data
+    from compress.data.references import parse_reference
+
+    options = parse_reference(reference, rescale=rescale, take=take, skip=skip)
+    loaded = load_data(options, allow_imports=packages, needs=("test",))
+    for note in loaded.notes:
+        say(note)
+    return loaded.require("test", "measuring")
+
+
+@command
+def benchmark(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help=".keras, .tflite and .onnx files.")],
+    data: DataReference = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="The file that others are compared with; the first by default.")
+    ] = None,
+    rescale: Rescale = None,
+    take: Take = None,
+    skip: Skip = None,
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per inference.")] = 1,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="Fresh processes per file.")] = 3,
+    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the JSON here too.")] = None,
+    allow_import: AllowImport = None,
+    json_output: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure accuracy, agreement, size, memory and latency of files in the runtimes that execute them."""
+    from compress.cli.terminal import print_json, print_table, say
+    from compress.measure.benchmarking import benchmark_files
+
+    packages = tuple(allow_import or ())
+    report = benchmark_files(
+        files,
+        _test_split(data, rescale, take, skip, packages),
+        reference=reference,
+        threads=threads,
+        batch=batch,
+        processes=processes,
+        allow_imports=packages,
+    ).with_short_names()
+    if output:
+        from compress.files import atomic_path
+
+        with atomic_path(Path(output)) as temporary:
+            temporary.write_text(report.to_json())
+    if json_output:
+        print_json(report.model_dump(mode="json", by_alias=True))
+        return
+    print_table(*report.rows())
+    for warning in report.warnings:
+        say(f"note: {warning}")

@@ -1,0 +1,379 @@
+"""Recipe -> run directory: passes in order, exports, benchmark, budgets; whatever is finished is never done twice.
+
+A step's key is a digest of everything that decides its result: its options, the content of the model before it, the
+data, the seed and the versions that compute. A run that was killed skips the longest prefix of steps whose
+keys and files still match, and ends with the same model, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from compress import __version__
+from compress.data.loading import load_data
+from compress.data.split import Data, Split
+from compress.deploy.exporting import export_models
+from compress.errors import BmcompressError, ModelError, PassError
+from compress.files import atomic_path
+from compress.gate.verdicts import judge, raise_for_verdicts
+from compress.manifest import FileDigest, Manifest, StepRecord
+from compress.measure.benchmarking import benchmark_files
+from compress.measure.in_process import measure_model
+from compress.models.digest import compile_digest, content_digest
+from compress.models.data_fit import fit_data
+from compress.models.inspection import inspect_model
+from compress.models.opening import load_model, trust_packages
+from compress.models.task import Task, infer_task
+from compress.passes.base import Pass
+from compress.plan import FINAL_MODEL, INPUT, baseline_files, export_files, run_directory, step_file
+from compress.recipe import Recipe, load_recipe
+from compress.run_directory import open_run_directory
+from compress.run_result import Run
+
+logger = logging.getLogger(__name__)
+
+_COMPUTING_PACKAGES = ("keras", "tensorflow", "numpy")
+
+
+def run(
+    recipe: str | Path | dict | Recipe,
+    directory: str | Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    allow_imports: tuple[str, ...] = (),
+    fresh: bool = False,
+    raise_on_broken_budget: bool = True,
+) -> Run:
+    """Run a recipe and return what it did and measured.
+
+    Args:
+        recipe: a YAML file, a mapping, or a `Recipe`.
+        directory: the run directory, continued if it holds an earlier run; by default one under `runs/`.
+        overrides: settings such as `"passes.prune.sparsity=0.8"`.
+        allow_imports: top-level packages that model and data may import.
+        fresh: do every step anew.
+        raise_on_broken_budget: raise BudgetError at the end if a budget is broken.
+
+    Raises:
+        BmcompressError: of the class that tells what went wrong; what was finished is kept.
+    """
+    loaded = load_recipe(recipe, overrides)
+    with open_run_directory(run_directory(loaded, directory)) as path, trust_packages(allow_imports):
+        manifest = _Runner(loaded, path, allow_imports, fresh).run()
+    if raise_on_broken_budget:
+        raise_for_verdicts(manifest.verdicts)
+    return Run(path, manifest)
+
+
+class _Runner:
+    """One run of one recipe in one locked directory."""
+
+    def __init__(self, recipe: Recipe, directory: Path, allow_imports: tuple[str, ...], fresh: bool):
+        self.recipe, self.directory, self.allow_imports = recipe, directory, allow_imports
+        self.earlier = None if fresh else Manifest.load(directory)
+        self.manifest = Manifest(name=recipe.name, seed=recipe.seed, recipe_digest=recipe.digest(), versions=_versions())
+        if self.earlier:
+            self.manifest.steps = self.earlier.steps
+            self.manifest.exports, self.manifest.exports_key = self.earlier.exports, self.earlier.exports_key
+
+    def run(self) -> Manifest:
+        with atomic_path(self.directory / "recipe.yaml") as temporary:
+            temporary.write_text(self.recipe.to_yaml())
+        try:
+            model = self._take_input()
+            data = self._load_data(model)
+            task = self._task(model, data)
+            self._measure_input(model, data, task)
+            final = self._run_passes(model, data, task)
+            self._keep(FINAL_MODEL, lambda path: shutil.copyfile(final, path))
+            self._export(data)
+            self._benchmark(data, task)
+        except BmcompressError as error:
+            self._finish("failed", error=str(error))
+            raise
+        self._finish("done")
+        return self.manifest
+
+    # The input -------------------------------------------------------------------------------------------------
+
+    def _take_input(self) -> keras.Model:
+        """Copy the input model into the run, so that the run stays whole when the original changes."""
+        reference = self.recipe.model
+        model = load_model(reference.path, sha256=reference.sha256)
+        target = self.directory / f"{INPUT}.keras"
+        content = content_digest(reference.path)
+        if not (target.exists() and self._earlier_file(f"{INPUT}.keras", content)):
+            self._keep(target.name, lambda path: shutil.copyfile(reference.path, path))
+        self.manifest.input = _digest_file(target, content)
+        self.manifest.input_statistics = _statistics(target)
+        return model
+
+    def _earlier_file(self, name: str, content: str) -> bool:
+        known = self.earlier.input if self.earlier else None
+        return known is not None and known.path == name and known.content == content and _unchanged(self.directory, known)
+
+    def _load_data(self, model: keras.Model) -> Data:
+        options = self.recipe.data
+        required = {name for item in self.recipe.passes for name in item.needs_data()}
+        optional = {name for name in ("validation", "unlabelled", "test") if getattr(options, name) is not None}
+        wanted = required | (optional if self.recipe.passes else optional & {"test"})
+        data = load_data(
+            options, base_folder=Path.cwd(), allow_imports=self.allow_imports, seed=self.recipe.seed, needs=tuple(sorted(wanted))
+        )
+        for item in self.recipe.passes:
+            for name in item.needs_data():
+                data.require(name, f"the pass {item.id!r}")
+        fitted = fit_data(model, data)
+        self.manifest.data = {
+            split.name: split.digest for split in (fitted.train, fitted.validation, fitted.test, fitted.unlabelled) if split
+        }
+        self._say(*fitted.notes)
+        return fitted
+
+    def _task(self, model: keras.Model, data: Data) -> Task | None:
+        split = data.train or data.test
+        if split is None:
+            return None
+        x, y = split.head(256)
+        task = infer_task(model, y, x)
+        self._say(*task.describe())
+        return task
+
+    def _measure_input(self, model: keras.Model, data: Data, task: Task | None) -> None:
+        if self.recipe.passes:
+            self.manifest.input_metrics = _metrics(model, data, task)
+            self._save()
+
+    # The passes ------------------------------------------------------------------------------------------------
+
+    def _run_passes(self, model: keras.Model, data: Data, task: Task | None) -> Path:
+        """Run or skip every pass and return the file of the final model."""
+        before = self.manifest.input
+        metrics = self.manifest.input_metrics
+        done: list[StepRecord] = []
+        earlier = list(self.earlier.steps) if self.earlier else []
+        for position, item in enumerate(map(self._pin_files, self.recipe.passes)):
+            key = self._step_key(item, before)
+            known = earlier.pop(0) if earlier else None
+            if known and known.key == key and _unchanged(self.directory, known.file):
+                logger.info("%s: already done", item.id)
+                done.append(known)
+            else:
+                earlier = []  # what was computed from the old step is old too
+                done.append(self._run_pass(item, position, key, before, data, task, metrics))
+            self.manifest.steps = [*done, *earlier]  # if this run is killed, the next one still finds the rest
+            self._save()
+            before, metrics = done[-1].file, done[-1].metrics
+        self.manifest.steps = done
+        return self.directory / before.path
+
+    def _pin_files(self, item: Pass) -> Pass:
+        """Pin the model files that a pass reads to what they hold now, so that a changed teacher is a changed step."""
+        pinned = {}
+        for name, file in item.model_files().items():
+            try:
+                pinned[name] = file.model_copy(update={"sha256": file.sha256 or _sha256(Path(file.path))})
+            except OSError as error:
+                raise ModelError(f"{file.path}: cannot be read: {error.strerror} ({item.id}.{name})") from None
+        return item.model_copy(update=pinned)
+
+    def _step_key(self, item: Pass, before: FileDigest) -> str:
+        parts = {
+            "options": item.model_dump(mode="json"),
+            "model": before.content,
+            "compiled": compile_digest(self.directory / f"{INPUT}.keras"),  # its loss is what passes train on
+            "data": self.manifest.data,
+            "seed": self.recipe.seed,
+            "versions": {name: self.manifest.versions[name] for name in ("bmcompress", *_COMPUTING_PACKAGES)},
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _run_pass(
+        self, item: Pass, position: int, key: str, before: FileDigest, data: Data, task: Task | None, metrics: dict[str, float]
+    ) -> StepRecord:
+        # Each step starts from the file, as a resumed run does, and from a seed of its own.
+        model = load_model(self.directory / before.path)
+        keras.utils.set_random_seed(_step_seed(self.recipe.seed, item.id))
+        logger.info("%s: %s", item.id, item.type)
+        began = time.monotonic()
+        try:
+            result = item(model, data)
+        except PassError as error:
+            self._keep_last_good(error, item, position)
+            raise
+        name = step_file(self.recipe, position)
+        self._keep(name, result.save)
+        measured = _metrics(result, data, task)
+        seconds = time.monotonic() - began
+        file = _digest_file(self.directory / name, content_digest(self.directory / name))
+        reverted, notes = self._gate(item, metrics, measured)
+        if file.content == before.content:
+            notes.append("the pass changed nothing")
+            logger.warning("%s: the pass changed nothing", item.id)
+        return StepRecord(
+            id=item.id,
+            type=item.type,
+            options=item.model_dump(mode="json"),
+            key=key,
+            file=before if reverted else file,
+            seconds=round(seconds, 3),
+            statistics=_statistics(self.directory / (before.path if reverted else name)),
+            metrics=metrics if reverted else measured,
+            reverted=reverted,
+            notes=notes,
+        )
+
+    def _gate(self, item: Pass, before: dict[str, float], after: dict[str, float]) -> tuple[bool, list[str]]:
+        """Apply the pass's `max_drop`; return whether the model before it is kept, and what to note."""
+        if item.max_drop is None:
+            return False, []
+        name = next((n for n in before if n.rpartition(".")[2] == "accuracy"), None)
+        if name is None:
+            raise PassError(f"{item.id}: max_drop needs labels to measure accuracy on, and the test split has none")
+        drop = before[name] - after[name]
+        if drop <= item.max_drop:
+            return False, []
+        sentence = f"{item.id}: {name} fell by {100 * drop:.2f} pp, allowed are {100 * item.max_drop:g} pp"
+        if item.on_fail == "stop":
+            raise PassError(sentence, "Lower the compression, train longer, or set `on_fail: revert` or `warn`.")
+        logger.warning("%s: %s", sentence, "the model before this pass is kept" if item.on_fail == "revert" else "going on")
+        return item.on_fail == "revert", [sentence]
+
+    def _keep_last_good(self, error: PassError, item: Pass, position: int) -> None:
+        """Save the model as it was before training was lost, where the pass hands it over."""
+        if error.model is not None:
+            name = step_file(self.recipe, position).replace(".keras", ".last-good.keras")
+            self._keep(name, error.model.save)
+            error.help = f"{error.help or ''} The last good state is {self.directory / name}.".strip()
+
+    # The files -------------------------------------------------------------------------------------------------
+
+    def _export(self, data: Data) -> None:
+        files = export_files(self.recipe)
+        if not files:
+            return
+        final = self.manifest.steps[-1].file if self.manifest.steps else self.manifest.input
+        parts = [self.recipe.exports, final.content, self.manifest.data.get("test"), _versions(("tf2onnx", "tensorflow", "onnx"))]
+        key = hashlib.sha256(repr(parts).encode()).hexdigest()
+        if self.manifest.exports_key == key and self._exports_unchanged(files):
+            logger.info("export: already done")
+            return
+        records = self._export_model(self.directory / FINAL_MODEL, files, data.test)
+        baselines = baseline_files(self.recipe)
+        if baselines:
+            records += self._export_model(self.directory / f"{INPUT}.keras", baselines, data.test)
+        self.manifest.exports, self.manifest.exports_key = records, key
+        self._say(*(note for record in records for note in record.notes))
+        self._save()
+
+    def _export_model(self, model_file: Path, files: dict[str, str], samples: Split | None) -> list[Any]:
+        by_settings: dict[tuple, dict[str, Path]] = {}
+        for export in self.recipe.exports:
+            settings = (export.opset, export.tolerance)
+            by_settings.setdefault(settings, {})[export.format] = self.directory / files[export.format]
+        model = load_model(model_file)
+        records = []
+        for (opset, tolerance), paths in by_settings.items():
+            records += export_models(model, paths, samples=samples, opset=opset, tolerance=tolerance)
+        return records
+
+    def _exports_unchanged(self, files: dict[str, str]) -> bool:
+        known = {record.path: record.sha256 for record in self.manifest.exports}
+        wanted = [*files.values(), *baseline_files(self.recipe).values()]
+        paths = [self.directory / name for name in wanted]
+        return all(p.exists() and known.get(p.name) == _sha256(p) for p in paths)
+
+    def _benchmark(self, data: Data, task: Task | None) -> None:
+        """Measure every exported file, the input model beside them, and judge the budgets."""
+        settings = self.recipe.benchmark
+        baselines = {kind: self.directory / name for kind, name in baseline_files(self.recipe).items()}
+        exports = {kind: self.directory / name for kind, name in export_files(self.recipe).items()}
+        reference = self.directory / f"{INPUT}.keras"
+        final = self.directory / FINAL_MODEL if self.recipe.passes else reference
+        files = [Path(file.path) for file in settings.include] + [reference, final]
+        files += [path for kind in exports for path in (baselines.get(kind), exports[kind]) if path]
+        report = benchmark_files(
+            files,
+            data.test,
+            reference=reference,
+            references={exports[kind]: path for kind, path in baselines.items()},
+            tasks=task.outputs if task else None,
+            threads=settings.threads,
+            batch=settings.batch,
+            processes=settings.processes,
+            pairs=settings.pairs,
+            latency=settings.enabled,
+            memory=settings.enabled,
+            untimed=[path for path in files if path.suffix == ".keras"] if exports else [],
+            allow_imports=self.allow_imports,
+        )
+        measured = {result.file: result for result in report.results}
+        by_artifact = {kind: measured[str(path)] for kind, path in {**exports, "keras": final}.items()}
+        self.manifest.benchmark = report.with_short_names()
+        self.manifest.verdicts = judge(self.recipe.budgets, by_artifact)
+
+    # Records ---------------------------------------------------------------------------------------------------
+
+    def _keep(self, name: str, write: Callable[[Path], Any]) -> None:
+        with atomic_path(self.directory / name) as temporary:
+            write(temporary)
+
+    def _say(self, *sentences: str) -> None:
+        for sentence in sentences:
+            logger.info("%s", sentence)
+        self.manifest.notes = [*self.manifest.notes, *sentences]
+
+    def _save(self) -> None:
+        self.manifest.save(self.directory)
+
+    def _finish(self, status: str, error: str | None = None) -> None:
+        self.manifest.status, self.manifest.error = status, error
+        self._save()
+
+
+def _versions(names: Sequence[str] = (*_COMPUTING_PACKAGES, "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert")) -> dict[str, str]:
+    return {"bmcompress": __version__, **{name: version(name) for name in names}}
+
+
+def _step_seed(seed: int, step: str) -> int:
+    """Return a seed that depends on the step's id and not on its position: inserting a step leaves others alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{step}".encode()).digest()[:4]) % 2**31
+
+
+def _metrics(model: keras.Model, data: Data, task: Task | None) -> dict[str, float]:
+    return measure_model(model, data.test, task) if data.test and task else {}
+
+
+def _statistics(path: Path) -> dict[str, Any]:
+    summary = inspect_model(path)
+    return {
+        "parameters": summary.parameters,
+        "nonzero_parameters": summary.nonzero,
+        "sparsity": summary.kernel_sparsity or 0.0,
+        "macs": summary.macs,
+        "macs_partial": summary.macs_partial,
+    }
+
+
+def _digest_file(path: Path, content: str | None = None) -> FileDigest:
+    return FileDigest(path=path.name, sha256=_sha256(path), content=content, size_bytes=path.stat().st_size)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unchanged(directory: Path, known: FileDigest) -> bool:
+    path = directory / known.path
+    return path.exists() and _sha256(path) == known.sha256

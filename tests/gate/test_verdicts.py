@@ -1,0 +1,123 @@
+"""Verdicts worked out by hand: what passes, what fails, and what a small sample cannot tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from compress.errors import BudgetError, InconclusiveError
+from compress.gate.budgets import Budget
+from compress.gate.verdicts import judge, raise_for_verdicts
+from compress.measure.quality import evaluate_outputs
+from compress.measure.results import FileResult, FileSize, Latency
+
+
+def result(quality=None, ratio=None, control=(0.99, 1.01), file_bytes=1000):
+    size = FileSize(
+        file_bytes=file_bytes,
+        gzip_bytes=800,
+        parameters=200,
+        nonzero_parameters=100,
+        kernel_weights=180,
+        nonzero_kernel_weights=90,
+        sparsity=0.5,
+        distinct_weights=90,
+        macs=None,
+        macs_partial=False,
+    )
+    latency = None
+    if ratio:
+        low, high = ratio * 0.98, ratio * 1.02
+        latency = [
+            Latency(
+                threads=1, batch=1, reference="r", n=100, processes=3, p50_ms=1, p50_ci95_ms=None, p90_ms=None, p99_ms=None,
+                mean_ms=1, min_ms=1, stdev_ms=0, throughput_samples_s=1, reference_p50_ms=1, ratio=ratio,
+                ratio_ci95=(low, high), control_ratio=1.0, control_ci95=control, noisy=False, noise_reason=None,
+            )
+        ]  # fmt: skip
+    return FileResult(
+        file="m.tflite", format="tflite", sha256="0" * 64, runtime=None, size=size, quality=quality, startup=None,
+        memory=None, latency=latency,
+    )  # fmt: skip
+
+
+def quality(right: int, n: int, lost: int = 0, gained: int = 0):
+    """Return metrics of `right` of `n` samples; the reference was right on `lost` others and wrong on `gained` of them."""
+    import numpy as np
+
+    labels = np.zeros(n, int)
+    answers = np.array([0] * right + [1] * (n - right))
+    reference = answers.copy()
+    reference[:gained] = 1
+    reference[right : right + lost] = 0
+    return evaluate_outputs([np.eye(2)[answers]], [labels], ["classification"], [np.eye(2)[reference]]).metrics
+
+
+def verdicts(budget: dict, measured: FileResult, **options):
+    return [(v.limit, v.verdict) for v in judge([Budget(artifact="tflite", **budget)], {"tflite": measured}, **options)]
+
+
+def test_bytes_are_exact():
+    assert verdicts({"file": 1000, "gzip": 799, "nonzero": 90}, result()) == [
+        ("file", "pass"),
+        ("gzip", "fail"),
+        ("nonzero", "pass"),
+    ]
+    assert verdicts({"file": 999}, result()) == [("file", "fail")]
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "expected"),
+    [(950, 1000, "pass"), (850, 1000, "fail"), (905, 1000, "inconclusive"), (9, 10, "inconclusive"), (930, 1000, "pass")],
+)
+def test_accuracy_floor(right, n, expected):
+    assert verdicts({"accuracy": {"min": "90%"}}, result(quality(right, n))) == [("accuracy.min", expected)]
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n", "expected"),
+    [
+        (0, 0, 1000, "pass"),  # the same model
+        (5, 5, 5000, "pass"),
+        (15, 15, 1000, "pass"),  # bound 0.9 pp
+        (20, 20, 1000, "inconclusive"),  # bound 1.05 pp
+        (60, 20, 1000, "fail"),  # 4 pp, at least 2.5
+        (0, 0, 100, "inconclusive"),  # a hundred samples cannot show one point
+    ],
+)
+def test_drop_is_compared_in_pairs(lost, gained, n, expected):
+    measured = result(quality(n * 9 // 10, n, lost, gained))
+    assert verdicts({"accuracy": {"max_drop": "1 pp"}}, measured) == [("accuracy.max_drop", expected)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "control", "expected"),
+    [
+        (0.9, (0.99, 1.01), "pass"),
+        (1.2, (0.99, 1.01), "fail"),
+        (1.05, (0.99, 1.01), "inconclusive"),
+        (0.9, (0.8, 1.3), "inconclusive"),
+        (0.3, (0.8, 1.3), "pass"),
+    ],
+)
+def test_latency(ratio, control, expected):
+    assert verdicts({"latency": {"ratio": 1.05}}, result(ratio=ratio, control=control)) == [("latency.ratio", expected)]
+
+
+def test_what_was_not_measured_fails_and_says_why():
+    (found,) = judge([Budget(artifact="tflite", accuracy={"min": 0.5})], {"tflite": result()})
+    assert (found.verdict, found.value) == ("fail", None)
+    assert "no such metric" in found.detail
+    assert verdicts({"latency": {"ratio": 1}}, result()) == [("latency.ratio", "fail")]
+    assert verdicts({"file": 1000, "latency": {"ratio": 1}}, result(), size_only=True) == [("file", "pass")]
+
+
+def test_exit_codes():
+    broken = judge([Budget(artifact="tflite", file=1)], {"tflite": result()})
+    with pytest.raises(BudgetError, match="1 of 1 limits are broken: tflite: file") as caught:
+        raise_for_verdicts(broken)
+    assert caught.value.exit_code == 6
+    unsure = judge([Budget(artifact="tflite", accuracy={"min": "90%"})], {"tflite": result(quality(9, 10))})
+    raise_for_verdicts(unsure)
+    with pytest.raises(InconclusiveError) as inconclusive:
+        raise_for_verdicts(unsure, strict=True)
+    assert inconclusive.value.exit_code == 7
