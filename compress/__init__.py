@@ -22,6 +22,7 @@ _PUBLIC = {
     "Pruning": "compress.pruning.callback",
     "Recipe": "compress.recipe",
     "Run": "compress.runner",
+    "as_data": "compress.data.split",
     "benchmark_files": "compress.measure.benchmarking",
     "check_budgets": "compress.checking",
     "copy_model": "compress.models.copying",
@@ -54,7 +55,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from compress.data.loading import load_data
-    from compress.data.split import Data
+    from compress.data.split import Data, as_data
     from compress.deploy.exporting import export_model, export_models
     from compress.distillation import distill
     from compress.errors import BmcompressError

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, TypeAdapter, ValidationError, field_validator, model_validator
 
 from compress.data.references import DataOptions
 from compress.errors import RecipeError
@@ -300,9 +300,9 @@ def _position(items: list, name: str, where: str) -> int:
     raise RecipeError(f"{where}: no entry `{name}`", f"Known: {', '.join(filter(None, names)) or 'none'}.")
 
 
-def recipe_schema(model: type[Options] = Recipe) -> dict[str, Any]:
-    """Return JSON Schema (2020-12) that an editor can use for completion and checks."""
-    schema = model.model_json_schema(by_alias=True)
+def recipe_schema(model: type = Recipe) -> dict[str, Any]:
+    """Return JSON Schema (2020-12) of `model`, in a form that editors can use for completion and checks."""
+    schema = TypeAdapter(model).json_schema(by_alias=True)
     if model is Recipe:
         definitions = schema.setdefault("$defs", {})
         kinds = {name: find_pass(name) for name in (*BUILT_IN, *plugins())}

@@ -87,36 +87,43 @@ class _Runner:
             self.manifest.exports, self.manifest.exports_key = self.earlier.exports, self.earlier.exports_key
 
     def run(self) -> Manifest:
-        with atomic_path(self.directory / "recipe.yaml") as temporary:
-            temporary.write_text(self.recipe.to_yaml())
         try:
-            model = self._take_input()
+            model = load_model(self.recipe.model.path, sha256=self.recipe.model.sha256)
+            passes = self._check_passes(model)
             data = self._load_data(model)
             task = self._task(model, data)
+            self._take_input()
             self._measure_input(model, data, task)
-            final = self._run_passes(model, data, task)
+            final = self._run_passes(passes, data, task)
             self._keep(FINAL_MODEL, lambda path: shutil.copyfile(final, path))
             self._export(data)
             self._benchmark(data, task)
         except BmcompressError as error:
-            self._finish("failed", error=str(error))
+            if self.manifest.input:  # else nothing has begun, and nothing is written
+                self._finish("failed", error=str(error))
             raise
         self._finish("done")
         return self.manifest
 
     # The input -------------------------------------------------------------------------------------------------
 
-    def _take_input(self) -> keras.Model:
-        """Copy the input model into the run, so that the run stays whole when the original changes."""
+    def _check_passes(self, model: keras.Model) -> list[Pass]:
+        """Return the passes with their files pinned; what cannot work is said before anything is trained or written."""
+        passes = [self._pin_files(item) for item in self.recipe.passes]
+        for item in passes:
+            item.check(model)
+        return passes
+
+    def _take_input(self) -> None:
+        """Copy recipe and input model into the run, so that it stays whole when the originals change."""
+        self._keep("recipe.yaml", lambda path: path.write_text(self.recipe.to_yaml()))
         reference = self.recipe.model
-        model = load_model(reference.path, sha256=reference.sha256)
         target = self.directory / f"{INPUT}.keras"
         content = content_digest(reference.path)
         if not (target.exists() and self._earlier_file(f"{INPUT}.keras", content)):
             self._keep(target.name, lambda path: shutil.copyfile(reference.path, path))
         self.manifest.input = _digest_file(target, content)
         self.manifest.input_statistics = _statistics(target)
-        return model
 
     def _earlier_file(self, name: str, content: str) -> bool:
         known = self.earlier.input if self.earlier else None
@@ -156,13 +163,13 @@ class _Runner:
 
     # The passes ------------------------------------------------------------------------------------------------
 
-    def _run_passes(self, model: keras.Model, data: Data, task: Task | None) -> Path:
+    def _run_passes(self, passes: list[Pass], data: Data, task: Task | None) -> Path:
         """Run or skip every pass and return the file of the final model."""
         before = self.manifest.input
         metrics = self.manifest.input_metrics
         done: list[StepRecord] = []
         earlier = list(self.earlier.steps) if self.earlier else []
-        for position, item in enumerate(map(self._pin_files, self.recipe.passes)):
+        for position, item in enumerate(passes):
             key = self._step_key(item, before)
             known = earlier.pop(0) if earlier else None
             if known and known.key == key and _unchanged(self.directory, known.file):

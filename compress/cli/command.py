@@ -91,8 +91,11 @@ def _with_progress(function: Callable[..., None], arguments: dict[str, Any]) -> 
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    with show_progress(make_progress()):
-        function(**arguments)
+    try:
+        with show_progress(make_progress()):
+            function(**arguments)
+    finally:
+        logger.removeHandler(handler)
 
 
 def _prepare_environment() -> None:

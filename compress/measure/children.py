@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,19 +21,12 @@ def open_file(path: str | Path, threads: int = 1, allow_imports: Sequence[str] =
     Raises:
         ModelError: the file is missing, corrupt or unsafe.
     """
-    check_file(path, allow_imports)
-    return open_runtime(path, threads=threads)
-
-
-def check_file(path: str | Path, allow_imports: Sequence[str] = ()) -> None:
-    """Raise ModelError if `path` is a corrupt or unsafe `.keras` file; import what it may name."""
     if detect_format(Path(path)) != "keras":
-        return
-    from compress.models.archive import check_archive, read_archive
+        return open_runtime(path, threads=threads)
+    from compress.models.opening import trust_packages  # Keras, which the other formats do without
 
-    check_archive(read_archive(path), allow_imports=tuple(allow_imports))
-    for package in allow_imports:
-        importlib.import_module(package)
+    with trust_packages(tuple(allow_imports)):
+        return open_runtime(path, threads=threads)
 
 
 def predict_file(

@@ -78,15 +78,14 @@ def start_cold(
     path: str, inputs: str, threads: int, batch: int, allow_imports: Sequence[str]
 ) -> dict[str, Any]:
     """Import, load and run once; runs in the child process."""
-    from compress.deploy.runtimes import detect_format, match_inputs, open_runtime
-    from compress.measure.children import check_file
+    from compress.deploy.runtimes import detect_format, match_inputs
+    from compress.measure.children import open_file
     from compress.measure.inputs import read_inputs, take_batches
 
     import_ms = import_runtime(detect_format(Path(path)))["import_ms"]
     x = take_batches(read_inputs(inputs), batch, 1)[0]
-    check_file(path, allow_imports)
     begin = time.perf_counter()
-    runtime = open_runtime(path, threads=threads)
+    runtime = open_file(path, threads=threads, allow_imports=allow_imports)
     loaded = time.perf_counter()
     runtime.run(match_inputs([info.name for info in runtime.inputs], x))
     done = time.perf_counter()

@@ -233,7 +233,8 @@ def _output_task(
         return OutputTask(
             name, kind, head, shape, head == "logits", sparse, _classes(kind, shape), *chosen, compiled=False
         )
-    known = name_of(loss).lower().replace("_", "")
+    # a loss object may carry a name of the user's choice, its class does not
+    known = (type(loss).__name__ if hasattr(loss, "reduction") else name_of(loss)).lower().replace("_", "")
     if known in _CLASS_NUMBERS:
         kind, sparse = "classification", True
     elif known in _ONE_HOT:

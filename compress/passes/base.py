@@ -70,6 +70,9 @@ class Pass(Options):
 
         return self.apply(model, as_data(data))
 
+    def check(self, model: keras.Model) -> None:
+        """Raise an error if this pass could not work on `model`; called for every pass before any of them runs."""
+
     def needs_data(self) -> tuple[str, ...]:
         """Return the names of the splits that this pass reads."""
         return ()

@@ -59,6 +59,12 @@ class MagnitudePruning(Training, Pass):
         )
         return train_copy(model, data, self, teacher=resolve_teacher(self.teacher, model), callbacks=[pruning])
 
+    def check(self, model: keras.Model) -> None:
+        """Raise UsageError if a pattern matches nothing or no kernel is left to prune."""
+        from compress.models.walking import find_kernels
+
+        find_kernels(model, self.include, self.exclude)
+
     def needs_data(self) -> tuple[str, ...]:
         """Return the splits that training reads; pruning at once reads none."""
         return ("train",) if self.epochs else ()

@@ -1,0 +1,88 @@
+"""`.tflite` files in LiteRT's interpreter, with its default options (XNNPACK kernels)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+
+from compress.deploy.records import TensorInfo
+from compress.deploy.runtimes import FileRuntime, one_line, package_version
+from compress.errors import DataError, ModelError
+
+
+class LiteRtRuntime(FileRuntime):
+    """A loaded `.tflite` file. Inputs and outputs are in the order of the file, named as in its signature."""
+
+    name = "tflite"
+
+    def __init__(self, path: Path, threads: int):
+        self.version = package_version("ai-edge-litert")
+        self._path = path
+        try:
+            self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
+            self._inputs = self._interpreter.get_input_details()
+            self._outputs = self._interpreter.get_output_details()
+            inputs, outputs = self._describe_tensors()
+            self._shapes: list[tuple[int, ...]] = []
+            if all(
+                size is not None for info in inputs for size in info.shape[1:]
+            ):  # else not before the sizes are known
+                self._interpreter.allocate_tensors()
+                self._shapes = [tuple(details["shape"]) for details in self._inputs]
+        except (
+            Exception
+        ) as error:  # LiteRT raises ValueError, RuntimeError and others; each means a file it cannot run
+            raise ModelError(
+                f"{path} cannot be opened by LiteRT {self.version}. Received: {one_line(error)}",
+                "Export the model again.",
+            ) from error
+        super().__init__(inputs, outputs, threads)
+
+    def _describe_tensors(self) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+        """Return the inputs and the outputs, under the names in the file's signature if it has one."""
+        if len(self._interpreter.get_signature_list()) != 1:
+            return _describe(self._inputs, {}), _describe(self._outputs, {})
+        runner = self._interpreter.get_signature_runner()
+        return _describe(self._inputs, runner.get_input_details()), _describe(
+            self._outputs, runner.get_output_details()
+        )
+
+    def _invoke(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        try:
+            shapes = [array.shape for array in arrays]
+            if shapes != self._shapes:
+                for details, shape in zip(self._inputs, shapes, strict=True):
+                    self._interpreter.resize_tensor_input(details["index"], shape)
+                self._interpreter.allocate_tensors()
+                self._shapes = shapes
+            for details, array in zip(self._inputs, arrays, strict=True):
+                self._interpreter.set_tensor(details["index"], array)
+            self._interpreter.invoke()
+            return [self._interpreter.get_tensor(details["index"]) for details in self._outputs]
+        except (RuntimeError, ValueError) as error:
+            raise DataError(
+                f"{self._path} could not run on inputs of shape "
+                f"{', '.join(str(array.shape) for array in arrays)}. "
+                f"Received: {one_line(error)}"
+            ) from error
+
+
+def _describe(tensors: list[dict[str, Any]], signature: dict[str, dict[str, Any]]) -> tuple[TensorInfo, ...]:
+    names: dict[int, list[str]] = {}  # one tensor may be returned under several names
+    for name in sorted(signature):
+        names.setdefault(signature[name]["index"], []).append(name)
+    found = []
+    for details in tensors:
+        sizes = details["shape_signature"] if len(details["shape_signature"]) else details["shape"]
+        left = names.get(details["index"])
+        found.append(
+            TensorInfo(
+                name=left.pop(0) if left else details["name"],
+                shape=tuple(None if size < 0 else int(size) for size in sizes),
+                dtype=np.dtype(details["dtype"]).name,
+            )
+        )
+    return tuple(found)

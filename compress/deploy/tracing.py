@@ -1,0 +1,158 @@
+"""From a Keras model to a SavedModel, which both converters read and which needs none of the user's code.
+
+Models with a half-precision policy are traced in single precision, and recurrent layers without cuDNN,
+because no runtime on a CPU knows either; the model is put back as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from compress.deploy.runtimes import one_line
+from compress.deploy.signature import ModelSignature, name_outputs, pack_inputs, read_signature
+from compress.errors import ExportError, SetupError
+
+_HALF = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A SavedModel on disk.
+
+    Args:
+        folder: where it is.
+        endpoints: `(name, batch)` of each entry point; `batch` is `None` where any size is taken.
+        outputs: names of the outputs in the model's order.
+    """
+
+    folder: Path
+    endpoints: list[tuple[str, int | None]]
+    outputs: list[str]
+
+
+def write_saved_model(model: keras.Model, signature: ModelSignature, folder: Path) -> SavedModel:
+    """Trace `model` for any batch size and for single samples, and write both as one SavedModel.
+
+    Raises:
+        ExportError: the model cannot be traced at all.
+        SetupError: the folder cannot be written.
+    """
+    import tensorflow as tf
+
+    names: list[str] = []
+
+    def serve(*flat: Any) -> dict[str, Any]:
+        outputs = model(pack_inputs(signature, list(flat)), training=False)
+        names[:] = name_outputs(model, outputs, tuple(info.name for info in signature.inputs))
+        return {
+            name: tf.identity(output) for name, output in zip(names, keras.tree.flatten(outputs), strict=True)
+        }
+
+    _refuse_state(model)
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    endpoints: list[tuple[str, int | None]] = []
+    first_error: Exception | None = None
+    with single_precision(model):
+        for name, batch in (("serve", None), ("serve_single", 1)):
+            specs = [
+                tf.TensorSpec((batch, *info.shape[1:]), info.dtype, name=info.name)
+                for info in signature.inputs
+            ]
+            function = tf.function(serve, input_signature=specs, autograph=False)
+            try:
+                function.get_concrete_function()
+            except Exception as error:  # user code runs here; some of it needs to know the batch size
+                first_error = first_error or error
+                continue
+            archive.add_endpoint(name, function)
+            endpoints.append((name, batch))
+        if not endpoints:
+            raise ExportError(
+                f"model {model.name!r} cannot be traced to a graph. Received: {one_line(first_error)}",
+                "A layer whose call() depends on values (Python `if`, NumPy) has to be rewritten with "
+                "keras.ops.",
+            ) from first_error
+        try:
+            archive.write_out(str(folder), verbose=False)
+        except (OSError, tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError) as error:
+            raise SetupError(
+                f"{folder} cannot be written. Received: {one_line(error)}", "Free some space."
+            ) from error
+    return SavedModel(folder, endpoints, list(names))
+
+
+def trace_file(source: str, folder: str) -> dict[str, Any]:
+    """Write the model in a `.keras` file as a SavedModel; what a child does for other backends."""
+    model = keras.saving.load_model(source, compile=False)
+    saved = write_saved_model(model, read_signature(model), Path(folder))
+    return {"folder": str(saved.folder), "endpoints": saved.endpoints, "outputs": saved.outputs}
+
+
+@contextmanager
+def single_precision(model: keras.Model) -> Iterator[None]:
+    """Make the layers of `model` compute in float32 and recurrent layers without cuDNN inside the block."""
+    layers = find_all_layers(model)
+    policies = [(layer, layer.dtype_policy) for layer in layers if _is_reduced(layer.dtype_policy)]
+    kernels = [(layer, layer.use_cudnn) for layer in layers if getattr(layer, "use_cudnn", False)]
+    try:
+        for layer, _ in policies:
+            layer.dtype_policy = "float32"
+        for layer, _ in kernels:
+            layer.use_cudnn = False
+        yield
+    finally:
+        for layer, policy in policies:
+            layer.dtype_policy = policy
+        for layer, value in kernels:
+            layer.use_cudnn = value
+
+
+def computes_in_half(model: keras.Model) -> bool:
+    """Return whether some layer computes in float16 or bfloat16."""
+    return any(layer.compute_dtype in _HALF for layer in find_all_layers(model))
+
+
+def find_all_layers(model: keras.Model) -> list[keras.Layer]:
+    """Return `model` and every layer in it, also those that are attributes of other layers."""
+    found: list[keras.Layer] = []
+    seen: set[int] = set()
+    waiting: list[Any] = [model]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, keras.Layer):
+            found.append(value)
+            waiting.extend(vars(value).values())
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            waiting.extend(value)
+    return found
+
+
+def _refuse_state(model: keras.Model) -> None:
+    for layer in find_all_layers(model):
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+            raise ExportError(
+                f"expected layers that keep no state between calls. Received: layer {layer.name!r} with "
+                "stateful=True",
+                "Rebuild the model with stateful=False, and its state as an input and output if you need it.",
+            )
+
+
+def _is_reduced(policy: Any) -> bool:
+    plain = isinstance(policy, keras.dtype_policies.DTypePolicy) and policy.quantization_mode is None
+    return (
+        plain
+        and not isinstance(policy, keras.dtype_policies.DTypePolicyMap)
+        and policy.compute_dtype in _HALF
+    )
