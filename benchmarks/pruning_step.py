@@ -21,20 +21,14 @@ GOAL = 1.05
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=15, help="interleaved pairs per model (default: 15)")
-    parser.add_argument(
-        "--samples", type=int, default=12800, help="training samples per epoch (default: 12800)"
-    )
+    parser.add_argument("--samples", type=int, default=12800, help="training samples per epoch (default: 12800)")
     parser.add_argument("--epochs", type=int, default=1, help="epochs per training (default: 1)")
     parser.add_argument("--batch-size", type=int, default=64, help="batch size (default: 64)")
     parser.add_argument("--sparsity", type=float, default=0.8, help="final sparsity (default: 0.8)")
     parser.add_argument("--models", nargs="+", choices=("cnn", "mlp"), default=["cnn", "mlp"])
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).parent / "results" / "pruning_step.json"
-    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "pruning_step.json")
     return parser.parse_args()
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from results import describe_machine, write_results
+from reporting import describe_machine, write_results
 
 BARE = """
 import typer
@@ -58,7 +58,11 @@ def main() -> None:
         large, small = folder / "mobilenet.keras", folder / "small.keras"
         save_model(large)
         subprocess.run(
-            [sys.executable, "-c", f"import keras; keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]).save({str(small)!r})"],
+            [
+                sys.executable,
+                "-c",
+                f"import keras; keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]).save({str(small)!r})",
+            ],
             check=True,
             capture_output=True,
         )
@@ -90,7 +94,10 @@ def main() -> None:
                 "ratio_of_minima": round(min(values) / min(times[base]), 3),
             }
         )
-    write_results("startup", {"goal": "at most 1.5", "runs": arguments.runs, "rows": rows, "machine": describe_machine()})
+    write_results(
+        "startup",
+        {"goal": "at most 1.5", "runs": arguments.runs, "rows": rows, "machine": describe_machine()},
+    )
 
 
 if __name__ == "__main__":

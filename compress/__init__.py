@@ -54,13 +54,13 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from compress.checking import check_budgets
     from compress.data.loading import load_data
     from compress.data.split import Data, as_data
     from compress.deploy.exporting import export_model, export_models
     from compress.distillation import distill
     from compress.errors import BmcompressError
     from compress.finetuning import fine_tune
-    from compress.checking import check_budgets
     from compress.measure.benchmarking import benchmark_files
     from compress.measure.results import BenchmarkReport
     from compress.models.copying import copy_model

@@ -33,9 +33,7 @@ class CheckReport(Record):
         return self.model_dump(mode="json", by_alias=True)
 
 
-def check_budgets(
-    target: str | Path, *, size_only: bool = False, allow_imports: tuple[str, ...] = ()
-) -> CheckReport:
+def check_budgets(target: str | Path, *, size_only: bool = False, allow_imports: tuple[str, ...] = ()) -> CheckReport:
     """Return the verdict on every budget that `target` sets.
 
     Args:
@@ -51,7 +49,9 @@ def check_budgets(
     budgets = _budgets_of_run(path) if path.is_dir() else load_budget_file(path)
     for name, file in budgets.artifacts.items():
         if not Path(file).exists():
-            raise ModelError(f"the artifact `{name}` is missing. Received: {file}", "Export it first, or correct the path.")
+            raise ModelError(
+                f"the artifact `{name}` is missing. Received: {file}", "Export it first, or correct the path."
+            )
     if size_only:
         results = {name: _size_of(file) for name, file in budgets.artifacts.items()}
         return CheckReport(verdicts=judge(budgets.budgets, results, size_only=True), benchmark=None)
@@ -74,7 +74,9 @@ def _budgets_of_run(directory: Path) -> BudgetFile:
         )
     recipe = load_recipe(directory / "recipe.yaml")
     if not recipe.budgets:
-        raise RecipeError(f"{directory / 'recipe.yaml'}: the recipe of this run sets no budgets", "Add `budgets:` to it.")
+        raise RecipeError(
+            f"{directory / 'recipe.yaml'}: the recipe of this run sets no budgets", "Add `budgets:` to it."
+        )
     files = {**export_files(recipe), "keras": FINAL_MODEL}
     wanted = {budget.artifact for budget in recipe.budgets}
     baselines = {kind: name for kind, name in baseline_files(recipe).items() if kind in wanted}

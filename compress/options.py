@@ -29,7 +29,9 @@ def parse_fraction(value: Any) -> Any:
             if float(found[2]) == 0:
                 raise ValueError(f"division by zero. Received: {value!r}")
             return float(found[1]) / float(found[2])
-        raise ValueError(f"expected a number, a percentage such as `80%`, `1 pp` or a ratio such as `1/255`. Received: {value!r}")
+        raise ValueError(
+            f"expected a number, a percentage such as `80%`, `1 pp` or a ratio such as `1/255`. Received: {value!r}"
+        )
     return value
 
 

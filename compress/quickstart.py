@@ -17,9 +17,10 @@ from compress.data.references import parse_reference
 from compress.data.split import Data
 from compress.errors import SetupError
 from compress.files import atomic_path
-from compress.finetuning import Training, fine_tune
+from compress.finetuning import fine_tune
 from compress.recipe import Recipe, load_recipe
 from compress.recipe_library import recipes_folder
+from compress.training.options import Training
 
 _SEED = 1
 

@@ -98,7 +98,9 @@ class Recipe(Options):
             raise ValueError(f"`{sorted(repeated)[0]}` is exported twice")
         for budget in self.budgets:
             if budget.artifact not in formats and budget.artifact != "keras":
-                raise ValueError(f"a budget names the artifact `{budget.artifact}`, which is not exported; exports: {formats}")
+                raise ValueError(
+                    f"a budget names the artifact `{budget.artifact}`, which is not exported; exports: {formats}"
+                )
         return self
 
     def digest(self) -> str:
@@ -180,7 +182,10 @@ def _pass_problems(document: Document) -> Iterable[tuple[int | None, str]]:
             continue
         place: Place = ("passes", index)
         if not isinstance(item, dict) or not isinstance(item.get("type"), str):
-            yield document.line_of(place), f"passes.{index}: expected a pass such as `{{type: prune, sparsity: 0.8}}`"
+            yield (
+                document.line_of(place),
+                f"passes.{index}: expected a pass such as `{{type: prune, sparsity: 0.8}}`",
+            )
             continue
         try:
             kind = find_pass(item["type"])
@@ -240,7 +245,9 @@ def _known_keys(model: type[Options], place: Place) -> list[str]:
     candidates = [model]
     for part in place[:-1]:
         if isinstance(part, str):
-            annotations = [f.annotation for c in candidates for n, f in c.model_fields.items() if (f.alias or n) == part]
+            annotations = [
+                f.annotation for c in candidates for n, f in c.model_fields.items() if (f.alias or n) == part
+            ]
             candidates = [found for annotation in annotations for found in _options_in(annotation)]
     return sorted({field.alias or name for c in candidates for name, field in c.model_fields.items()})
 
@@ -259,7 +266,10 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> Document:
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
-            raise RecipeError(f"--set: expected path=value. Received: {override!r}", "Such as --set passes.prune.sparsity=0.8")
+            raise RecipeError(
+                f"--set: expected path=value. Received: {override!r}",
+                "Such as --set passes.prune.sparsity=0.8",
+            )
         try:
             new = parse_yaml(f"value: {text}", source="--set").value["value"]
         except RecipeError as error:
@@ -323,7 +333,12 @@ def _choose_by(key: str, references: dict[str, str]) -> dict[str, Any]:
         {"if": {"properties": {key: {"const": name}}, "required": [key]}, "then": {"$ref": reference}}
         for name, reference in references.items()
     ]
-    return {"type": "object", "required": [key], "properties": {key: {"enum": list(references)}}, "allOf": cases}
+    return {
+        "type": "object",
+        "required": [key],
+        "properties": {key: {"enum": list(references)}},
+        "allOf": cases,
+    }
 
 
 def _without_discriminators(schema: Any) -> Any:
@@ -342,5 +357,5 @@ def _without_discriminators(schema: Any) -> Any:
 def _without_nothing(value: Any) -> Any:
     """Leave out what is not set, which reads better and loads to the same recipe."""
     if isinstance(value, dict):
-        return {k: _without_nothing(v) for k, v in value.items() if v is not None and v != [] and v != {}}
+        return {k: _without_nothing(v) for k, v in value.items() if v is not None and v not in ([], {})}
     return [_without_nothing(item) for item in value] if isinstance(value, list) else value

@@ -48,7 +48,9 @@ class Run:
         lines = []
         statistics, metrics = self.manifest.input_statistics, self.manifest.input_metrics
         for step in self.manifest.steps:
-            changes = [f"{name} {metrics[name]:.4f} -> {value:.4f}" for name, value in step.metrics.items() if name in metrics]
+            changes = [
+                f"{name} {metrics[name]:.4f} -> {value:.4f}" for name, value in step.metrics.items() if name in metrics
+            ]
             before, after = statistics["sparsity"], step.statistics["sparsity"]
             if before != after:
                 changes.append(f"sparsity {before:.2%} -> {after:.2%}")

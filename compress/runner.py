@@ -29,8 +29,8 @@ from compress.gate.verdicts import judge, raise_for_verdicts
 from compress.manifest import FileDigest, Manifest, StepRecord
 from compress.measure.benchmarking import benchmark_files
 from compress.measure.in_process import measure_model
-from compress.models.digest import compile_digest, content_digest
 from compress.models.data_fit import fit_data
+from compress.models.digest import compile_digest, content_digest
 from compress.models.inspection import inspect_model
 from compress.models.opening import load_model, trust_packages
 from compress.models.task import Task, infer_task
@@ -81,7 +81,9 @@ class _Runner:
     def __init__(self, recipe: Recipe, directory: Path, allow_imports: tuple[str, ...], fresh: bool):
         self.recipe, self.directory, self.allow_imports = recipe, directory, allow_imports
         self.earlier = None if fresh else Manifest.load(directory)
-        self.manifest = Manifest(name=recipe.name, seed=recipe.seed, recipe_digest=recipe.digest(), versions=_versions())
+        self.manifest = Manifest(
+            name=recipe.name, seed=recipe.seed, recipe_digest=recipe.digest(), versions=_versions()
+        )
         if self.earlier:
             self.manifest.steps = self.earlier.steps
             self.manifest.exports, self.manifest.exports_key = self.earlier.exports, self.earlier.exports_key
@@ -127,7 +129,9 @@ class _Runner:
 
     def _earlier_file(self, name: str, content: str) -> bool:
         known = self.earlier.input if self.earlier else None
-        return known is not None and known.path == name and known.content == content and _unchanged(self.directory, known)
+        return (
+            known is not None and known.path == name and known.content == content and _unchanged(self.directory, known)
+        )
 
     def _load_data(self, model: keras.Model) -> Data:
         options = self.recipe.data
@@ -135,14 +139,20 @@ class _Runner:
         optional = {name for name in ("validation", "unlabelled", "test") if getattr(options, name) is not None}
         wanted = required | (optional if self.recipe.passes else optional & {"test"})
         data = load_data(
-            options, base_folder=Path.cwd(), allow_imports=self.allow_imports, seed=self.recipe.seed, needs=tuple(sorted(wanted))
+            options,
+            base_folder=Path.cwd(),
+            allow_imports=self.allow_imports,
+            seed=self.recipe.seed,
+            needs=tuple(sorted(wanted)),
         )
         for item in self.recipe.passes:
             for name in item.needs_data():
                 data.require(name, f"the pass {item.id!r}")
         fitted = fit_data(model, data)
         self.manifest.data = {
-            split.name: split.digest for split in (fitted.train, fitted.validation, fitted.test, fitted.unlabelled) if split
+            split.name: split.digest
+            for split in (fitted.train, fitted.validation, fitted.test, fitted.unlabelled)
+            if split
         }
         self._say(*fitted.notes)
         return fitted
@@ -178,7 +188,10 @@ class _Runner:
             else:
                 earlier = []  # what was computed from the old step is old too
                 done.append(self._run_pass(item, position, key, before, data, task, metrics))
-            self.manifest.steps = [*done, *earlier]  # if this run is killed, the next one still finds the rest
+            self.manifest.steps = [
+                *done,
+                *earlier,
+            ]  # if this run is killed, the next one still finds the rest
             self._save()
             before, metrics = done[-1].file, done[-1].metrics
         self.manifest.steps = done
@@ -206,7 +219,14 @@ class _Runner:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _run_pass(
-        self, item: Pass, position: int, key: str, before: FileDigest, data: Data, task: Task | None, metrics: dict[str, float]
+        self,
+        item: Pass,
+        position: int,
+        key: str,
+        before: FileDigest,
+        data: Data,
+        task: Task | None,
+        metrics: dict[str, float],
     ) -> StepRecord:
         # Each step starts from the file, as a resumed run does, and from a seed of its own.
         model = load_model(self.directory / before.path)
@@ -253,7 +273,11 @@ class _Runner:
         sentence = f"{item.id}: {name} fell by {100 * drop:.2f} pp, allowed are {100 * item.max_drop:g} pp"
         if item.on_fail == "stop":
             raise PassError(sentence, "Lower the compression, train longer, or set `on_fail: revert` or `warn`.")
-        logger.warning("%s: %s", sentence, "the model before this pass is kept" if item.on_fail == "revert" else "going on")
+        logger.warning(
+            "%s: %s",
+            sentence,
+            "the model before this pass is kept" if item.on_fail == "revert" else "going on",
+        )
         return item.on_fail == "revert", [sentence]
 
     def _keep_last_good(self, error: PassError, item: Pass, position: int) -> None:
@@ -270,7 +294,12 @@ class _Runner:
         if not files:
             return
         final = self.manifest.steps[-1].file if self.manifest.steps else self.manifest.input
-        parts = [self.recipe.exports, final.content, self.manifest.data.get("test"), _versions(("tf2onnx", "tensorflow", "onnx"))]
+        parts = [
+            self.recipe.exports,
+            final.content,
+            self.manifest.data.get("test"),
+            _versions(("tf2onnx", "tensorflow", "onnx")),
+        ]
         key = hashlib.sha256(repr(parts).encode()).hexdigest()
         if self.manifest.exports_key == key and self._exports_unchanged(files):
             logger.info("export: already done")
@@ -348,7 +377,9 @@ class _Runner:
         self._save()
 
 
-def _versions(names: Sequence[str] = (*_COMPUTING_PACKAGES, "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert")) -> dict[str, str]:
+def _versions(
+    names: Sequence[str] = (*_COMPUTING_PACKAGES, "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert"),
+) -> dict[str, str]:
     return {"bmcompress": __version__, **{name: version(name) for name in names}}
 
 

@@ -50,9 +50,7 @@ def test_a_size_limit_keeps_the_old_file(tmp_path):
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
         with (
-            pytest.raises(
-                SetupError, match=r"model.onnx cannot be written: the file is larger.*errno 27"
-            ) as error,
+            pytest.raises(SetupError, match=r"model.onnx cannot be written: the file is larger.*errno 27") as error,
             atomic_path(path) as temporary,
         ):
             temporary.write_bytes(bytes(5000))

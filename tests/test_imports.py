@@ -92,7 +92,9 @@ def test_no_public_name_is_a_module():
     assert not modules & set(compress.__all__)
 
 
-_HEAVY = "{'tensorflow', 'keras', 'numpy', 'h5py', 'onnx', 'onnxruntime', 'ai_edge_litert', 'yaml', 'importlib.metadata'}"
+_HEAVY = (
+    "{'tensorflow', 'keras', 'numpy', 'h5py', 'onnx', 'onnxruntime', 'ai_edge_litert', 'yaml', 'importlib.metadata'}"
+)
 
 
 @pytest.mark.parametrize(
@@ -106,10 +108,10 @@ _HEAVY = "{'tensorflow', 'keras', 'numpy', 'h5py', 'onnx', 'onnxruntime', 'ai_ed
     ids=["import", "help", "recipe-show"],
 )  # fmt: skip
 def test_start_up_imports_nothing_heavy(code, allowed):
-    script = (
-        f"import sys, atexit\natexit.register(lambda: print('LOADED', sorted({_HEAVY} & set(sys.modules) - {allowed})))\n{code}"
+    script = f"import sys, atexit\natexit.register(lambda: print('LOADED', sorted({_HEAVY} & set(sys.modules) - {allowed})))\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=PACKAGE.parent
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     assert "LOADED []" in done.stdout, done.stdout[-500:] + done.stderr[-2000:]
 
 

@@ -89,7 +89,12 @@ def test_problem(write, old, new, message):
 def test_overrides(write):
     path = write(MINIMAL)
     recipe = load_recipe(path, ["passes.prune.sparsity=1e-1", "seed=7", "passes.0.epochs=2", "benchmark.threads=2"])
-    assert (recipe.passes[0].sparsity, recipe.seed, recipe.passes[0].epochs, recipe.benchmark.threads) == (0.1, 7, 2, 2)
+    assert (recipe.passes[0].sparsity, recipe.seed, recipe.passes[0].epochs, recipe.benchmark.threads) == (
+        0.1,
+        7,
+        2,
+        2,
+    )
     assert load_recipe(path, ["exports.tflite.format=onnx"]).exports[0].format == "onnx"
 
 
@@ -117,7 +122,10 @@ def test_written_recipe_loads_to_an_equal_one(write):
 
 
 @given(
-    sparsity=st.floats(0, 0.999), epochs=st.integers(0, 10**6), seed=st.integers(0, 2**31 - 1), text=st.text(max_size=40)
+    sparsity=st.floats(0, 0.999),
+    epochs=st.integers(0, 10**6),
+    seed=st.integers(0, 2**31 - 1),
+    text=st.text(max_size=40),
 )
 def test_any_recipe_survives_yaml(sparsity, epochs, seed, text):
     source = {

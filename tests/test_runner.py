@@ -42,7 +42,12 @@ def finished(workspace, tmp_path_factory):
     """A finished run of distil, prune and both exports, with its latency measured."""
     directory = tmp_path_factory.mktemp("runs") / "finished"
     passes = [
-        {"type": "distill", "teacher": {"path": str(workspace / "teacher.keras")}, "epochs": 2, "batch_size": 32},
+        {
+            "type": "distill",
+            "teacher": {"path": str(workspace / "teacher.keras")},
+            "epochs": 2,
+            "batch_size": 32,
+        },
         PRUNE,
     ]
     exports = [{"format": "tflite"}, {"format": "onnx"}]
@@ -206,7 +211,10 @@ def test_killed_at_random_moments_ends_with_the_same_model(workspace, tmp_path):
     killed = 0
     for _ in range(KILLS):
         process = subprocess.Popen(
-            [*command, str(tmp_path / "killed")], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, str(tmp_path / "killed")],
+            cwd=root,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             process.wait(timeout=moments.uniform(0.1, 1.0) * whole)

@@ -32,7 +32,9 @@ app.add_typer(recipes.recipe_app, name="recipe")
 
 
 @app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
     """Compress trained Keras 3 models: distil, prune, export to TFLite and ONNX, benchmark, check budgets."""
     if show:
         print(f"bmcompress {__version__}")

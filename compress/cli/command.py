@@ -22,12 +22,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress, only results and errors.")]
 AllowImport = Annotated[
     list[str] | None,
-    typer.Option("--allow-import", metavar="PACKAGE", help="Trust this package: model and data may import it. Repeatable."),
+    typer.Option(
+        "--allow-import",
+        metavar="PACKAGE",
+        help="Trust this package: model and data may import it. Repeatable.",
+    ),
 ]
-Output = Annotated[str | None, typer.Option("--output", "-o", metavar="DIR", help="Run directory; continued if it exists.")]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="DIR", help="Run directory; continued if it exists.")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH=VALUE", help="Override an option, such as passes.prune.sparsity=0.8. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Override an option, such as passes.prune.sparsity=0.8. Repeatable.",
+    ),
 ]
 DataReference = Annotated[
     str | None,

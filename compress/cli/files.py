@@ -41,14 +41,17 @@ def export(
     model: Annotated[str, typer.Argument(help="A trained .keras file.")],
     to: Formats = "tflite,onnx",
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of the files; the model's own by default.")
+        str | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the files; the model's own by default."),
     ] = None,
     data: DataReference = None,
     rescale: Rescale = None,
     take: Take = None,
     skip: Skip = None,
     opset: Annotated[int, typer.Option("--opset", min=13, max=18, help="ONNX operator set.")] = 17,
-    tolerance: Annotated[float | None, typer.Option("--tolerance", help="Largest relative difference to the model.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", help="Largest relative difference to the model.")
+    ] = None,
     allow_import: AllowImport = None,
     json_output: Json = False,
     quiet: Quiet = False,
@@ -98,7 +101,8 @@ def benchmark(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help=".keras, .tflite and .onnx files.")],
     data: DataReference = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="The file that others are compared with; the first by default.")
+        str | None,
+        typer.Option("--reference", help="The file that others are compared with; the first by default."),
     ] = None,
     rescale: Rescale = None,
     take: Take = None,
@@ -106,7 +110,9 @@ def benchmark(
     threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")] = 1,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per inference.")] = 1,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Fresh processes per file.")] = 3,
-    output: Annotated[str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the JSON here too.")] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the JSON here too.")
+    ] = None,
     allow_import: AllowImport = None,
     json_output: Json = False,
     quiet: Quiet = False,

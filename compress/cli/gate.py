@@ -12,7 +12,8 @@ from compress.cli.command import AllowImport, Json, Quiet, command
 @command
 def check(
     target: Annotated[
-        str, typer.Argument(metavar="[BUDGET|RUN]", help="A budget file, or the directory of a run with budgets.")
+        str,
+        typer.Argument(metavar="[BUDGET|RUN]", help="A budget file, or the directory of a run with budgets."),
     ] = "bmcompress.budget.yaml",
     size_only: Annotated[
         bool, typer.Option("--size-only", help="Only bytes and weights: fast, and no model is executed.")
@@ -23,8 +24,8 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Check exported files against budgets; exit code 6 when one is broken."""
-    from compress.cli.terminal import print_json, print_table
     from compress.checking import check_budgets
+    from compress.cli.terminal import print_json, print_table
     from compress.gate.verdicts import raise_for_verdicts, verdict_rows
 
     report = check_budgets(target, size_only=size_only, allow_imports=tuple(allow_import or ()))

@@ -26,10 +26,14 @@ EpochCount = Annotated[int | None, typer.Option("--epochs", min=0, help="Epochs 
 LearningRate = Annotated[float | None, typer.Option("--learning-rate", help="Peak learning rate of the training.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Samples per training step.")]
 Include = Annotated[list[str] | None, typer.Option("--include", help="Only layers that fit this pattern. Repeatable.")]
-Exclude = Annotated[list[str] | None, typer.Option("--exclude", help="Leave layers alone that fit this pattern. Repeatable.")]
+Exclude = Annotated[
+    list[str] | None, typer.Option("--exclude", help="Leave layers alone that fit this pattern. Repeatable.")
+]
 Formats = Annotated[str, typer.Option("--to", help="Files to export afterwards: tflite, onnx, both, or none.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds every step.")]
-Teacher = Annotated[str | None, typer.Option("--teacher", help="The teacher, a .keras file; `input` is the input model.")]
+Teacher = Annotated[
+    str | None, typer.Option("--teacher", help="The teacher, a .keras file; `input` is the input model.")
+]
 
 
 @command
@@ -38,7 +42,9 @@ def distill(
     teacher: Annotated[str, typer.Option("--teacher", help="The teacher, a .keras file.")],
     data: DataReference = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="Softens both models' answers.")] = None,
-    alpha: Annotated[float | None, typer.Option("--alpha", help="Weight of the teacher; 1 - alpha is the labels'.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", help="Weight of the teacher; 1 - alpha is the labels'.")
+    ] = None,
     epochs: EpochCount = None,
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,

@@ -43,7 +43,9 @@ def run_and_show(recipe: Any, output: str | None, allow_import: Any, *, fresh: b
     from compress.gate.verdicts import raise_for_verdicts
     from compress.runner import run as run_recipe
 
-    result = run_recipe(recipe, output, allow_imports=tuple(allow_import or ()), fresh=fresh, raise_on_broken_budget=False)
+    result = run_recipe(
+        recipe, output, allow_imports=tuple(allow_import or ()), fresh=fresh, raise_on_broken_budget=False
+    )
     if json_output:
         print_json(result.to_dict())
     else:
@@ -63,7 +65,11 @@ def _show_plan(recipe: Any, output: str | None, json_output: bool) -> None:
     if json_output:
         print_json(plan)
         return
-    print_table(("step", "what", "writes"), [(s["step"], s["what"], s["writes"]) for s in plan["steps"]], title=plan["directory"])
+    print_table(
+        ("step", "what", "writes"),
+        [(s["step"], s["what"], s["writes"]) for s in plan["steps"]],
+        title=plan["directory"],
+    )
 
 
 @recipe_app.command("validate")

@@ -21,7 +21,15 @@ def export_rows(records: Sequence[ExportRecord]) -> Rows:
         checked = f"{record.samples} {record.samples_from} samples, {record.runtime} {record.runtime_version}"
         opset = str(record.opset or "-")
         rows.append(
-            [record.path, f"{record.size_bytes:,}", str(record.batch), opset, f"{record.max_abs_diff:.1e}", same, checked]
+            [
+                record.path,
+                f"{record.size_bytes:,}",
+                str(record.batch),
+                opset,
+                f"{record.max_abs_diff:.1e}",
+                same,
+                checked,
+            ]
         )
     return header, rows
 
@@ -31,7 +39,11 @@ def inspection_rows(summary: ModelSummary) -> Rows:
     header = ("layer", "type", "output", "dtype", "parameters", "zeros", "MACs", "prune", "distill")
     rows = []
     for layer in summary.layers:
-        shape = "?" if layer.output_shape is None else " x ".join("any" if n is None else str(n) for n in layer.output_shape)
+        shape = (
+            "?"
+            if layer.output_shape is None
+            else " x ".join("any" if n is None else str(n) for n in layer.output_shape)
+        )
         zeros = "-" if layer.kernel_sparsity is None else f"{layer.kernel_sparsity:.1%}"
         macs = "?" if layer.macs is None else f"{layer.macs:,}"
         passes = [layer.passes.get(name, "-") for name in ("prune", "distill")]
@@ -49,7 +61,8 @@ def inspection_totals(summary: ModelSummary) -> list[str]:
     lines = [
         f"{summary.parameters:,} parameters, {summary.nonzero:,} not zero{zeros}",
         macs,
-        f"{summary.size_bytes:,} bytes on disk, {summary.weight_bytes:,} of them weights; saved by Keras {summary.keras_version}",
+        f"{summary.size_bytes:,} bytes on disk, {summary.weight_bytes:,} of them weights; "
+        f"saved by Keras {summary.keras_version}",
     ]
     for what, tensors in (("input", summary.inputs), ("output", summary.outputs)):
         lines += [f"{what} {t.name}: {t.shape} {t.dtype or ''}".rstrip() for t in tensors]

@@ -80,7 +80,9 @@ class PlainProgress:
         task["said"], task["tenth"] = now, tenth
         spent = now - task["began"]
         share = f"{100 * task['done'] // total} %" if total else f"{task['done']} steps"
-        left = f", about {_duration(spent * (total - task['done']) / task['done'])} left" if total and task["done"] else ""
+        left = (
+            f", about {_duration(spent * (total - task['done']) / task['done'])} left" if total and task["done"] else ""
+        )
         say(f"{task['description']}: {share} in {_duration(spent)}{left}{', ' + note if note else ''}")
 
     def finish(self, task: Any) -> None:
@@ -94,7 +96,12 @@ class LiveProgress:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn()]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+        ]
         self._progress = Progress(
             *columns,
             TextColumn("left"),

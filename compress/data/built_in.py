@@ -46,9 +46,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
 def _read_keras(name: str, part: str) -> tuple[np.ndarray, np.ndarray]:
     dataset = import_module(f"keras.datasets.{name}")
     try:
-        with contextlib.redirect_stdout(
-            sys.stderr
-        ):  # Keras announces downloads on stdout, which is for results
+        with contextlib.redirect_stdout(sys.stderr):  # Keras announces downloads on stdout, which is for results
             splits = dict(zip(("train", "test"), dataset.load_data(), strict=True))
     except Exception as error:  # get_file raises plain Exception when there is no network
         raise DataError(

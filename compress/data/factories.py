@@ -80,9 +80,7 @@ def _find_function(factory: str) -> Callable[..., Any]:
         raise _failed(factory, "importing it", error) from error
     function = getattr(module, attribute, None)
     if not callable(function):
-        near = difflib.get_close_matches(
-            attribute, [n for n in vars(module) if callable(getattr(module, n))], n=1
-        )
+        near = difflib.get_close_matches(attribute, [n for n in vars(module) if callable(getattr(module, n))], n=1)
         hint = f"; did you mean `{near[0]}`?" if near else "."
         raise RecipeError(f"module {name!r} has no function {attribute!r}{hint} Received: {factory}")
     return function
@@ -123,9 +121,7 @@ def _pick(found: Data | Split, source: PythonFactory, wanted: str) -> tuple[Spli
     split = getattr(found, wanted, None)
     if split is None:
         has = [name for name in SPLITS if getattr(found, name) is not None]
-        raise DataError(
-            f"{source.factory} gives no {wanted!r} split. Received: {', '.join(has) or 'no split'}"
-        )
+        raise DataError(f"{source.factory} gives no {wanted!r} split. Received: {', '.join(has) or 'no split'}")
     return split, False
 
 

@@ -62,17 +62,14 @@ def list_images(source: ImageFolder, wanted: str, labels: bool) -> Listing:
     top = Path(source.path)
     if not top.is_dir():
         raise DataError(
-            f"expected a folder of images. Received: {top}, "
-            + ("a file" if top.exists() else "which does not exist")
+            f"expected a folder of images. Received: {top}, " + ("a file" if top.exists() else "which does not exist")
         )
     parts = _find_parts(top, source.classes)
     root, notes = _choose_part(top, parts, wanted) if parts else (top, [])
     there = sorted({name for part in parts for name in _folders(top / part)} if parts else _folders(top))
     classes = source.classes or tuple(there)
     if unknown := [name for name in classes if name not in there]:
-        raise DataError(
-            f"{root}: has no class folder {unknown[0]!r}. Received: {', '.join(there) or 'no folder'}"
-        )
+        raise DataError(f"{root}: has no class folder {unknown[0]!r}. Received: {', '.join(there) or 'no folder'}")
     if left_out := [name for name in there if name not in classes]:
         notes.append(f"{root}: folders that are not in `classes` are left out: {', '.join(left_out)}")
     if not classes and labels:
@@ -120,8 +117,7 @@ def _find_parts(top: Path, classes: tuple[str, ...] | None) -> list[str]:
         return []
     if others := sorted(set(folders) - set(parts)):
         raise DataError(
-            f"{top}: expected either splits or classes. "
-            f"Received: {', '.join(parts)} beside {', '.join(others)}",
+            f"{top}: expected either splits or classes. Received: {', '.join(parts)} beside {', '.join(others)}",
             "If all of them are classes, list them in `classes:`; if not, give the path of each split.",
         )
     return parts
@@ -215,7 +211,5 @@ def _decode(
     for index, file in enumerate(files):
         status = os.stat(file)
         label = "" if labels is None else labels[index]
-        digest.update(
-            f"{Path(file).relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\0{label}\n".encode()
-        )
+        digest.update(f"{Path(file).relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\0{label}\n".encode())
     return None, None, batches, digest.hexdigest()

@@ -63,11 +63,7 @@ def load_data(
     options = parse_reference(options) if isinstance(options, str) else options
     options = options.resolve(Path.cwd() if base_folder is None else Path(base_folder))
     loader = _Loader(options, _as_names(allow_imports), seed)
-    splits = {
-        name: loader.load(name)
-        for name in SPLITS
-        if name in set(needs) and getattr(options, name) is not None
-    }
+    splits = {name: loader.load(name) for name in SPLITS if name in set(needs) and getattr(options, name) is not None}
     loader.note_overlap()
     return Data(**splits, notes=tuple(dict.fromkeys(loader.notes)))
 
@@ -101,16 +97,12 @@ def _describe_source(source: Any, options: DataOptions, name: str, allow_imports
     rest = rest if is_divided(options, name) else ""
     labels = source.labels and name != "unlabelled"
     if isinstance(source, BuiltInSet):
-        return f"{source.name}, " + (
-            "all of it" if part == "all" else f"its {_LIKE_TRAIN.get(part, part)} part"
-        )
+        return f"{source.name}, " + ("all of it" if part == "all" else f"its {_LIKE_TRAIN.get(part, part)} part")
     if isinstance(source, NpzFile):
         path = Path(source.path)
         members = read_members(path)
         x, y, whole = choose_keys(source, path, members, part, labels)
-        arrays = [
-            f"{key} {members[key][0]} {members[key][1]}" for key in [*flatten_arrays(x), *flatten_arrays(y)]
-        ]
+        arrays = [f"{key} {members[key][0]} {members[key][1]}" for key in [*flatten_arrays(x), *flatten_arrays(y)]]
         return f"{path.name}: {', '.join(arrays)}{rest if whole else ''}"
     if isinstance(source, ImageFolder):
         found = list_images(source, part, labels)
@@ -200,9 +192,7 @@ class _Loader:
             from compress.data.streams import choose_samples
 
             digest = _digest(samples.digest, source.skip, source.take)
-            samples = replace(
-                samples, stream=choose_samples(samples.stream, source, samples.where), digest=digest
-            )
+            samples = replace(samples, stream=choose_samples(samples.stream, source, samples.where), digest=digest)
         return samples, rows, (*steps, *source.preprocess)
 
     def note_overlap(self) -> None:
@@ -248,17 +238,12 @@ class _Loader:
             )
         return chosen
 
-    def _finish(
-        self, name: str, samples: Samples, rows: np.ndarray, steps: tuple[Step, ...], labels: bool
-    ) -> Split:
+    def _finish(self, name: str, samples: Samples, rows: np.ndarray, steps: tuple[Step, ...], labels: bool) -> Split:
         """Return the chosen rows, checked, decoded and preprocessed."""
         everything = len(rows) == len(samples) and bool((rows == np.arange(len(rows))).all())
         kept = None if everything else rows
         check_finite(samples, kept)
-        x, y = (
-            arrays if everything else map_arrays(lambda a: a[rows], arrays)
-            for arrays in (samples.x, samples.y)
-        )
+        x, y = (arrays if everything else map_arrays(lambda a: a[rows], arrays) for arrays in (samples.x, samples.y))
         y = y if labels else None
         if samples.decode is not None:
             x, y, stream, digest = samples.decode(x, y)

@@ -97,11 +97,7 @@ def choose_keys(
             "where 20 % of one array is held out for test.",
         )
 
-    x = (
-        require("x", given=False)
-        if source.x is None
-        else map_arrays(lambda name: require(name, given=True), source.x)
-    )
+    x = require("x", given=False) if source.x is None else map_arrays(lambda name: require(name, given=True), source.x)
     if not labels:
         return x, None, whole
     if source.y is not None:

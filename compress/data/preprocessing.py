@@ -37,9 +37,7 @@ def _change(array: np.ndarray, step: Step) -> np.ndarray:
     if step.expand_dims is not None:
         # Counted from the end, -1 is last; a position before the first axis would move the samples' own.
         if not -array.ndim <= step.expand_dims <= array.ndim:
-            raise DataError(
-                f"expected an axis from {-array.ndim} to {array.ndim}. Received: {step.expand_dims}"
-            )
+            raise DataError(f"expected an axis from {-array.ndim} to {array.ndim}. Received: {step.expand_dims}")
         return np.expand_dims(array, step.expand_dims)
     if step.flatten:
         return array.reshape(len(array), -1)
@@ -55,7 +53,5 @@ def _one_hot(labels: np.ndarray, classes: int) -> np.ndarray:
     wrong = np.argwhere((labels < 0) | (labels >= classes))
     if len(wrong):
         place = tuple(wrong[0])
-        raise DataError(
-            f"expected labels from 0 to {classes - 1}. Received: {labels[place]} at sample {place[0]}"
-        )
+        raise DataError(f"expected labels from 0 to {classes - 1}. Received: {labels[place]} at sample {place[0]}")
     return np.eye(classes, dtype=np.float32)[labels.astype(np.int64)]

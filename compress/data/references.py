@@ -125,9 +125,7 @@ class ImageFolder(SetOptions):
     """Kind of source."""
     path: str = Field(min_length=1)
     """The folder; a relative path counts from the recipe's folder."""
-    size: Annotated[
-        tuple[_Side, _Side], BeforeValidator(_parse_size, json_schema_input_type=tuple[int, int] | str)
-    ]
+    size: Annotated[tuple[_Side, _Side], BeforeValidator(_parse_size, json_schema_input_type=tuple[int, int] | str)]
     """Height and width that images are resized to, in pixels: `[96, 96]` or `96x96`."""
     channels: Literal[1, 3] = 3
     """3 for colour, 1 for grey."""
@@ -182,9 +180,7 @@ def _read_source(value: Any) -> Any:
     return value
 
 
-_AnySource = Annotated[
-    BuiltInSet | NpzFile | ImageFolder | PythonFactory | SplitReference, Field(discriminator="type")
-]
+_AnySource = Annotated[BuiltInSet | NpzFile | ImageFolder | PythonFactory | SplitReference, Field(discriminator="type")]
 Source = Annotated[_AnySource, BeforeValidator(_read_source, json_schema_input_type=_AnySource | str)]
 """Where one split comes from: a mapping with `type`, or a string such as `npz:file.npz`."""
 
@@ -240,9 +236,7 @@ class DataOptions(Options):
         def resolve_source(source: _Source | None) -> _Source | None:
             if not isinstance(source, (NpzFile, ImageFolder)):
                 return source
-            return source.model_copy(
-                update={"path": str(Path(folder).absolute() / Path(source.path).expanduser())}
-            )
+            return source.model_copy(update={"path": str(Path(folder).absolute() / Path(source.path).expanduser())})
 
         return self.model_copy(update={name: resolve_source(getattr(self, name)) for name in SPLITS})
 
@@ -286,9 +280,7 @@ def _explain(problem: Any, kind: str) -> str:
         known = [name for name in _KINDS[kind].model_fields if name not in ("type", "preprocess")]
         known += list(Step.model_fields)
         near = difflib.get_close_matches(key, known, n=1)
-        return f"unknown option `{key}`; " + (
-            f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}"
-        )
+        return f"unknown option `{key}`; " + (f"did you mean `{near[0]}`?" if near else f"known: {', '.join(known)}")
     if problem["type"] == "missing":
         return f"`{key}` is required" + (", such as ?size=96x96" if key == "size" else "")
     message = problem["msg"].removeprefix("Value error, ")

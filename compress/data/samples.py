@@ -61,15 +61,11 @@ def check_lengths(samples: Samples) -> None:
     """Raise DataError unless all arrays have samples, and equally many."""
     for name, array in samples.arrays():
         if array.ndim == 0:
-            raise DataError(
-                f"{samples.where}: {name!r} must have one entry per sample. Received: a single value"
-            )
+            raise DataError(f"{samples.where}: {name!r} must have one entry per sample. Received: a single value")
     counts = {name: len(array) for name, array in samples.arrays()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise DataError(
-            f"{samples.where}: arrays must have one entry per sample, equally many. Received: {listed}"
-        )
+        raise DataError(f"{samples.where}: arrays must have one entry per sample, equally many. Received: {listed}")
     if 0 in counts.values():
         raise DataError(f"{samples.where}: has no samples. Received: 0 samples in {', '.join(counts)}")
 
@@ -93,9 +89,7 @@ def choose_rows(rows: np.ndarray, source: SourceOptions, seed: int, where: str) 
     stop = None if source.take is None else source.skip + source.take
     chosen = rows[source.skip : stop]
     if len(chosen) == 0:
-        raise DataError(
-            f"{where}: no samples are left. Received: 0 of {len(rows)} samples after skip {source.skip}"
-        )
+        raise DataError(f"{where}: no samples are left. Received: 0 of {len(rows)} samples after skip {source.skip}")
     return chosen
 
 

@@ -215,9 +215,7 @@ def as_split(name: str, value: Any) -> Split:
         return array_split(name, *value)
     if isinstance(value, (list, dict)) or hasattr(value, "__array__"):
         return array_split(name, value)
-    if (hasattr(value, "__iter__") or hasattr(value, "__getitem__")) and not isinstance(
-        value, (str, bytes, tuple)
-    ):
+    if (hasattr(value, "__iter__") or hasattr(value, "__getitem__")) and not isinstance(value, (str, bytes, tuple)):
         if hasattr(value, "__next__"):
             raise DataError(
                 f"split {name!r} must be readable more than once. Received: a {type(value).__name__}",
@@ -231,9 +229,7 @@ def as_split(name: str, value: Any) -> Split:
 def array_split(name: str, x: Arrays, y: Arrays = None) -> Split:
     """Return an in-memory split with its digest."""
     x, y = map_arrays(np.asarray, x), map_arrays(np.asarray, y)
-    return Split(
-        name, x, y, digest=digest_arrays([*flatten_arrays(x), *flatten_arrays(y)], str(_outline((x, y))))
-    )
+    return Split(name, x, y, digest=digest_arrays([*flatten_arrays(x), *flatten_arrays(y)], str(_outline((x, y)))))
 
 
 def _outline(arrays: Arrays) -> Any:

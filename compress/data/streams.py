@@ -65,9 +65,7 @@ def preprocess_stream(stream: Any, steps: Sequence[Step], labels: bool, where: s
         return stream
     if isinstance(stream, tf.data.Dataset):
         _check_axes(stream.element_spec, steps, where)
-        return stream.map(
-            lambda *batch: _preprocess_tensors(batch, steps, labels), num_parallel_calls=tf.data.AUTOTUNE
-        )
+        return stream.map(lambda *batch: _preprocess_tensors(batch, steps, labels), num_parallel_calls=tf.data.AUTOTUNE)
     if isinstance(stream, keras.utils.PyDataset):
         return PreprocessedBatches(stream, steps, labels, where)
     raise DataError(
@@ -112,9 +110,7 @@ class PreprocessedBatches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> Any:
         batch = self.batches[index]
         parts = batch if isinstance(batch, tuple) else (batch,)
-        x, y = preprocess_arrays(
-            self.steps, parts[0], parts[1] if self.labels and len(parts) > 1 else None, self.where
-        )
+        x, y = preprocess_arrays(self.steps, parts[0], parts[1] if self.labels and len(parts) > 1 else None, self.where)
         return (x,) if y is None else (x, y, *parts[2:])
 
     def on_epoch_begin(self) -> None:

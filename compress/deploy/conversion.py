@@ -46,9 +46,7 @@ def convert(
         if file_format == "tflite":
             from compress.deploy.tflite_conversion import to_tflite
 
-            content, batch = to_tflite(
-                folder, [tuple(endpoint) for endpoint in endpoints], inputs, outputs, places
-            )
+            content, batch = to_tflite(folder, [tuple(endpoint) for endpoint in endpoints], inputs, outputs, places)
         else:
             from compress.deploy.onnx_conversion import to_onnx
 
@@ -61,10 +59,7 @@ def convert(
 def _notes(file_format: str, batch: int | None) -> list[str]:
     if batch is None:
         return []
-    return [
-        f"The {file_format} file takes one sample at a time: the model cannot be converted for any batch "
-        "size."
-    ]
+    return [f"The {file_format} file takes one sample at a time: the model cannot be converted for any batch size."]
 
 
 class Places:
@@ -91,11 +86,7 @@ class Places:
     def find(self, node: str) -> str:
         """Return where a graph node comes from, as `"layer 'block/conv'"`."""
         path = self.layer_path(node)
-        return (
-            f"layer {path!r}"
-            if path
-            else f"model {self._model!r} outside its layers, at {node.partition('@')[0]!r}"
-        )
+        return f"layer {path!r}" if path else f"model {self._model!r} outside its layers, at {node.partition('@')[0]!r}"
 
     def error(self, file_format: str, found: list[tuple[str, str]]) -> ExportError:
         """Return the error for operators `(operator, node)` that the format lacks."""
@@ -108,9 +99,7 @@ class Places:
             "another export format may have it.",
         )
 
-    def failure(
-        self, file_format: str, error: Exception, found: tuple[str, str] | None = None
-    ) -> ExportError:
+    def failure(self, file_format: str, error: Exception, found: tuple[str, str] | None = None) -> ExportError:
         """Return the error for a conversion that failed for another reason, perhaps at `(operator, node)`."""
         where = f" at {found[0]} in {self.find(found[1])}" if found else ""
         return ExportError(

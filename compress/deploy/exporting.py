@@ -31,9 +31,7 @@ _SAMPLES = 64
 _SINGLE_SAMPLES = 8
 _OPSETS = range(13, 19)
 _LARGEST_FILE = 2**31 - 2**20
-_CHILD = {
-    "CUDA_VISIBLE_DEVICES": "-1"
-}  # conversion needs no GPU, and must give the same bytes with and without one
+_CHILD = {"CUDA_VISIBLE_DEVICES": "-1"}  # conversion needs no GPU, and must give the same bytes with and without one
 
 
 def export_model(
@@ -94,17 +92,13 @@ def export_models(
         files = {file_format: folder / f"model.{file_format}" for file_format in targets}
         saved = _trace(model, signature, folder)
         results = _convert(model, signature, saved, files, opset)
-        references = {
-            "single": _keras_outputs(model, signature, [array[:_SINGLE_SAMPLES] for array in arrays], 1)
-        }
+        references = {"single": _keras_outputs(model, signature, [array[:_SINGLE_SAMPLES] for array in arrays], 1)}
         if any(result["batch"] is None for result in results.values()):
             references["together"] = _keras_outputs(model, signature, arrays, len(arrays[0]))
         records = []
         for file_format, target in targets.items():
             batch = results[file_format]["batch"]
-            expected = {
-                kind: value for kind, value in references.items() if kind == "single" or batch is None
-            }
+            expected = {kind: value for kind, value in references.items() if kind == "single" or batch is None}
             difference, facts = check_parity(
                 files[file_format], str(target), arrays, expected, tolerance=allowed, folder=folder
             )
@@ -145,24 +139,17 @@ def _check_request(model: keras.Model, targets: dict[str, Path], opset: int, tol
                 "Give the file the suffix .tflite or .onnx, or name the format.",
             )
         if not target.parent.is_dir() or target.is_dir():
-            raise SetupError(
-                f"{target} cannot be written. Received: a path whose folder does not exist, or a folder"
-            )
+            raise SetupError(f"{target} cannot be written. Received: a path whose folder does not exist, or a folder")
     if len({target.resolve() for target in targets.values()}) != len(targets):
-        raise UsageError(
-            f"expected one path for each format. Received: {', '.join(map(str, targets.values()))}"
-        )
+        raise UsageError(f"expected one path for each format. Received: {', '.join(map(str, targets.values()))}")
     if opset not in _OPSETS:
-        raise UsageError(
-            f"expected an ONNX opset from {_OPSETS[0]} to {_OPSETS[-1]}. Received: opset={opset}"
-        )
+        raise UsageError(f"expected an ONNX opset from {_OPSETS[0]} to {_OPSETS[-1]}. Received: opset={opset}")
     if tolerance is not None and not 0 <= tolerance < float("inf"):
         raise UsageError(f"expected a tolerance of 0 or more. Received: tolerance={tolerance}")
     size_bytes = sum(4 * int(np.prod(weight.shape)) for weight in model.weights)
     if size_bytes > _LARGEST_FILE:
         raise ExportError(
-            f"TFLite and ONNX files end at 2 GiB. Received: model {model.name!r} with {size_bytes} bytes of "
-            "weights"
+            f"TFLite and ONNX files end at 2 GiB. Received: model {model.name!r} with {size_bytes} bytes of weights"
         )
 
 
@@ -175,9 +162,7 @@ def _trace(model: keras.Model, signature: ModelSignature, folder: Path) -> Saved
     arguments = {"source": str(source), "folder": str(folder / "saved_model")}
     environment = {**_CHILD, "KERAS_BACKEND": "tensorflow"}
     found = run_in_worker("compress.deploy.tracing:trace_file", arguments, environment=environment)
-    return SavedModel(
-        Path(found["folder"]), [tuple(endpoint) for endpoint in found["endpoints"]], found["outputs"]
-    )
+    return SavedModel(Path(found["folder"]), [tuple(endpoint) for endpoint in found["endpoints"]], found["outputs"])
 
 
 def _convert(

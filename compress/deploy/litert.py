@@ -32,9 +32,7 @@ class LiteRtRuntime(FileRuntime):
             ):  # else not before the sizes are known
                 self._interpreter.allocate_tensors()
                 self._shapes = [tuple(details["shape"]) for details in self._inputs]
-        except (
-            Exception
-        ) as error:  # LiteRT raises ValueError, RuntimeError and others; each means a file it cannot run
+        except Exception as error:  # LiteRT raises ValueError, RuntimeError and others; each means a file it cannot run
             raise ModelError(
                 f"{path} cannot be opened by LiteRT {self.version}. Received: {one_line(error)}",
                 "Export the model again.",

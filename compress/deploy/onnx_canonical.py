@@ -52,9 +52,7 @@ class _Names:
 class _Scope:
     """A graph while it is rewritten; the body of a loop or branch also sees the graph around it."""
 
-    def __init__(
-        self, graph: onnx.GraphProto, outer: _Scope | None, names: _Names, layer_of: Callable[[str], str]
-    ):
+    def __init__(self, graph: onnx.GraphProto, outer: _Scope | None, names: _Names, layer_of: Callable[[str], str]):
         self.graph, self.outer, self.names, self.layer_of = graph, outer, names, layer_of
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.new_names: dict[str, str] = {}
@@ -65,9 +63,7 @@ class _Scope:
         for node in nodes:
             self._rewrite_node(node)
         for value in self.graph.output:
-            if (
-                value.name in self.initializers and value.name in self.new_names
-            ):  # an output that is a constant
+            if value.name in self.initializers and value.name in self.new_names:  # an output that is a constant
                 self.used_initializers.append(value.name)
             value.name = self.resolve(value.name, "constant", number=True)
         self.used_initializers = list(dict.fromkeys(self.used_initializers))

@@ -41,9 +41,7 @@ def to_onnx(
     results = dict(zip(sorted(outputs), function.outputs, strict=True))
     new_names = {sources[name].name: name for name in inputs} | {results[name].name: name for name in outputs}
     try:
-        graph = tf_loader.from_function(
-            function, [sources[n].name for n in inputs], [results[n].name for n in outputs]
-        )
+        graph = tf_loader.from_function(function, [sources[n].name for n in inputs], [results[n].name for n in outputs])
         _fill_captured(graph, function, count)
         model, _ = tf2onnx.convert.from_graph_def(
             graph,
@@ -103,9 +101,7 @@ def _value(found: Any, name: str, tensor: Any, batch: int | None) -> onnx.ValueI
         return onnx.helper.make_tensor_value_info(name, element, None)
     sizes: list[int | str] = []
     for axis, size in enumerate(tensor.shape):
-        sizes.append(
-            size if size is not None else "batch" if axis == 0 and batch is None else f"{name}_{axis}"
-        )
+        sizes.append(size if size is not None else "batch" if axis == 0 and batch is None else f"{name}_{axis}")
     return onnx.helper.make_tensor_value_info(name, element, sizes)
 
 

@@ -28,9 +28,7 @@ def sort_loops(graph: onnx.GraphProto, known: dict[str, str]) -> dict[str, str]:
     """
     digests = dict(known)
     for tensor in graph.initializer:
-        digests[tensor.name] = _digest(
-            tensor.data_type, *tensor.dims, onnx.numpy_helper.to_array(tensor).tobytes()
-        )
+        digests[tensor.name] = _digest(tensor.data_type, *tensor.dims, onnx.numpy_helper.to_array(tensor).tobytes())
     for node in graph.node:
         parts: list[Any] = [node.op_type]
         for attribute in sorted(node.attribute, key=lambda attribute: attribute.name):

@@ -27,20 +27,14 @@ class OnnxRuntime(FileRuntime):
         options.intra_op_num_threads = threads
         options.log_severity_level = _ONLY_ERRORS
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except (
-            Exception
-        ) as error:  # ONNX Runtime's errors share no public base; each means a file it cannot run
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors share no public base; each means a file it cannot run
             raise ModelError(
                 f"{path} cannot be opened by ONNX Runtime {self.version}. Received: {one_line(error)}",
                 "Export the model again.",
             ) from error
         inputs = tuple(_describe(argument, path) for argument in self._session.get_inputs())
-        super().__init__(
-            inputs, tuple(_describe(argument, path) for argument in self._session.get_outputs()), threads
-        )
+        super().__init__(inputs, tuple(_describe(argument, path) for argument in self._session.get_outputs()), threads)
 
     def _invoke(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         feeds = {info.name: array for info, array in zip(self.inputs, arrays, strict=True)}

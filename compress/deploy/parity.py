@@ -135,9 +135,7 @@ def check_parity(
     try:
         facts = run_in_worker("compress.deploy.parity:run_file", arguments)
     except (ModelError, DataError) as error:  # the file is ours, so what is wrong with it is the export
-        raise ExportError(
-            f"the export to {name} cannot be run: {error.message.replace(str(path), name)}"
-        ) from error
+        raise ExportError(f"the export to {name} cannot be run: {error.message.replace(str(path), name)}") from error
     except WorkerError as error:
         raise WorkerError(f"the export to {name} cannot be run: {error.message}", error.help) from error
     differences = []

@@ -93,9 +93,7 @@ def detect_format(path: Path) -> str:
         return "tflite"
     if head[:4] == b"PK\x03\x04" and suffix not in (".tflite", ".onnx"):
         return "keras"
-    if (
-        suffix == ".onnx" and head[0] == 0x08
-    ):  # field 1 of the ONNX message: its version, which every file has first
+    if suffix == ".onnx" and head[0] == 0x08:  # field 1 of the ONNX message: its version, which every file has first
         return "onnx"
     expected = f"a {suffix} model" if suffix in _SUFFIXES else "a model file (.tflite, .onnx or .keras)"
     raise ModelError(f"{path} is not {expected}. Received: content that starts with {head!r}")
@@ -128,15 +126,12 @@ def match_inputs(names: list[str], x: Arrays) -> list[np.ndarray]:
         by_name = {plain_name(str(key)): value for key, value in x.items()}
         if missing := [name for name in names if name not in by_name]:
             raise DataError(
-                f"the data has no input {missing[0]!r}. Received: {', '.join(map(str, x))}; expected "
-                f"{', '.join(names)}"
+                f"the data has no input {missing[0]!r}. Received: {', '.join(map(str, x))}; expected {', '.join(names)}"
             )
         return [by_name[name] for name in names]
     arrays = flatten_arrays(x)
     if len(arrays) != len(names):
-        raise DataError(
-            f"the model takes {len(names)} inputs ({', '.join(names)}). Received: {len(arrays)} arrays"
-        )
+        raise DataError(f"the model takes {len(names)} inputs ({', '.join(names)}). Received: {len(arrays)} arrays")
     return arrays
 
 
@@ -160,9 +155,7 @@ class FileRuntime:
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         if len(inputs) != len(self.inputs):
             names = ", ".join(info.name for info in self.inputs)
-            raise DataError(
-                f"the model takes {len(self.inputs)} inputs ({names}). Received: {len(inputs)} arrays"
-            )
+            raise DataError(f"the model takes {len(self.inputs)} inputs ({names}). Received: {len(inputs)} arrays")
         arrays = [fit_array(array, info) for array, info in zip(inputs, self.inputs, strict=True)]
         if self.batch is None or len(arrays[0]) == self.batch:
             return self._invoke(arrays)
@@ -188,14 +181,10 @@ def fit_array(array: Any, info: TensorInfo) -> np.ndarray:
     inner = info.shape[1:]
     if inner[-1:] == (1,) and array.ndim == len(info.shape) - 1:  # such as images without a channel axis
         array = array[..., np.newaxis]
-    fits = array.ndim == len(info.shape) and all(
-        b in (None, a) for a, b in zip(array.shape[1:], inner, strict=True)
-    )
+    fits = array.ndim == len(info.shape) and all(b in (None, a) for a, b in zip(array.shape[1:], inner, strict=True))
     if not fits:
         expected = ", ".join("any" if size is None else str(size) for size in info.shape)
-        raise DataError(
-            f"input {info.name!r} takes arrays of shape ({expected}). Received: shape {array.shape}"
-        )
+        raise DataError(f"input {info.name!r} takes arrays of shape ({expected}). Received: shape {array.shape}")
     if info.dtype == "string":
         return array.astype(object)
     wanted = np.dtype(info.dtype)
@@ -210,9 +199,7 @@ def _is_safe(array: np.ndarray, wanted: np.dtype) -> bool:
     if array.dtype.kind not in "biuf" or wanted.kind not in "iuf" or array.size == 0:
         return array.size == 0
     if wanted.kind == "f":
-        return array.dtype.kind == "f" or np.abs(array.astype("float64")).max() <= 2 ** (
-            np.finfo(wanted).nmant + 1
-        )
+        return array.dtype.kind == "f" or np.abs(array.astype("float64")).max() <= 2 ** (np.finfo(wanted).nmant + 1)
     limits = np.iinfo(wanted)
     return array.dtype.kind != "f" and limits.min <= array.min() and array.max() <= limits.max
 

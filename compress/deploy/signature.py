@@ -110,9 +110,7 @@ def take_samples(signature: ModelSignature, x: Arrays | Split, limit: int) -> li
     arrays = match_inputs([info.name for info in signature.inputs], map_arrays(np.asarray, x))
     counts = [len(array) if array.ndim else 0 for array in arrays]
     if min(counts) == 0 or len(set(counts)) != 1:
-        raise DataError(
-            f"samples must be equally many for each input, at least 1. Received: {counts} samples"
-        )
+        raise DataError(f"samples must be equally many for each input, at least 1. Received: {counts} samples")
     rows = min(limit, _affordable(signature, [array.shape for array in arrays]))
     return [fit_array(array[:rows], info) for array, info in zip(arrays, signature.inputs, strict=True)]
 

@@ -66,7 +66,4 @@ def _missing_operators(text: str) -> list[tuple[str, str]]:
     for kind in re.findall(r"(?:Flex|Custom) ops: ([\w, ]+)", text):
         named.update(name.strip().removeprefix("Flex") for name in kind.split(",") if name.strip())
     named = named or set(re.findall(r"'tf\.(\w+)' op", text))
-    return [
-        (operator, next((node for op, node in places if op == operator), operator))
-        for operator in sorted(named)
-    ]
+    return [(operator, next((node for op, node in places if op == operator), operator)) for operator in sorted(named)]

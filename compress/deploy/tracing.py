@@ -50,9 +50,7 @@ def write_saved_model(model: keras.Model, signature: ModelSignature, folder: Pat
     def serve(*flat: Any) -> dict[str, Any]:
         outputs = model(pack_inputs(signature, list(flat)), training=False)
         names[:] = name_outputs(model, outputs, tuple(info.name for info in signature.inputs))
-        return {
-            name: tf.identity(output) for name, output in zip(names, keras.tree.flatten(outputs), strict=True)
-        }
+        return {name: tf.identity(output) for name, output in zip(names, keras.tree.flatten(outputs), strict=True)}
 
     _refuse_state(model)
     archive = keras.export.ExportArchive()
@@ -61,10 +59,7 @@ def write_saved_model(model: keras.Model, signature: ModelSignature, folder: Pat
     first_error: Exception | None = None
     with single_precision(model):
         for name, batch in (("serve", None), ("serve_single", 1)):
-            specs = [
-                tf.TensorSpec((batch, *info.shape[1:]), info.dtype, name=info.name)
-                for info in signature.inputs
-            ]
+            specs = [tf.TensorSpec((batch, *info.shape[1:]), info.dtype, name=info.name) for info in signature.inputs]
             function = tf.function(serve, input_signature=specs, autograph=False)
             try:
                 function.get_concrete_function()
@@ -76,15 +71,12 @@ def write_saved_model(model: keras.Model, signature: ModelSignature, folder: Pat
         if not endpoints:
             raise ExportError(
                 f"model {model.name!r} cannot be traced to a graph. Received: {one_line(first_error)}",
-                "A layer whose call() depends on values (Python `if`, NumPy) has to be rewritten with "
-                "keras.ops.",
+                "A layer whose call() depends on values (Python `if`, NumPy) has to be rewritten with keras.ops.",
             ) from first_error
         try:
             archive.write_out(str(folder), verbose=False)
         except (OSError, tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError) as error:
-            raise SetupError(
-                f"{folder} cannot be written. Received: {one_line(error)}", "Free some space."
-            ) from error
+            raise SetupError(f"{folder} cannot be written. Received: {one_line(error)}", "Free some space.") from error
     return SavedModel(folder, endpoints, list(names))
 
 
@@ -143,16 +135,11 @@ def _refuse_state(model: keras.Model) -> None:
     for layer in find_all_layers(model):
         if isinstance(layer, keras.layers.RNN) and layer.stateful:
             raise ExportError(
-                f"expected layers that keep no state between calls. Received: layer {layer.name!r} with "
-                "stateful=True",
+                f"expected layers that keep no state between calls. Received: layer {layer.name!r} with stateful=True",
                 "Rebuild the model with stateful=False, and its state as an input and output if you need it.",
             )
 
 
 def _is_reduced(policy: Any) -> bool:
     plain = isinstance(policy, keras.dtype_policies.DTypePolicy) and policy.quantization_mode is None
-    return (
-        plain
-        and not isinstance(policy, keras.dtype_policies.DTypePolicyMap)
-        and policy.compute_dtype in _HALF
-    )
+    return plain and not isinstance(policy, keras.dtype_policies.DTypePolicyMap) and policy.compute_dtype in _HALF

@@ -21,7 +21,7 @@ class MetricBudget(Options):
     max: Fraction | None = None
     """The value must be at most this."""
     max_drop: Fraction | None = Field(default=None, ge=0)
-    """The value may be worse than the reference's by at most this, such as `1 pp`; a paired comparison, sample by sample."""
+    """The value may be worse than the reference's by at most this, such as `1 pp`; compared sample by sample."""
 
     @model_validator(mode="after")
     def _limits_something(self) -> MetricBudget:
@@ -76,8 +76,8 @@ class BudgetFile(Options):
     """Files by name; relative paths count from this file's folder."""
     reference: str | None = None
     """The file that quality and latency are compared with."""
-    references: dict[str, str] = {}
-    """The file that latency is compared with, by artifact, where it is another one: the same model in the same runtime."""
+    references: dict[str, str] = Field(default_factory=dict)
+    """The file that an artifact's latency is compared with, where it is another one: the same runtime tells most."""
     data: DataOptions = DataOptions()
     """Where the test split comes from."""
     budgets: tuple[Budget, ...] = Field(min_length=1)

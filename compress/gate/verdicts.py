@@ -164,7 +164,9 @@ def _judge_latency(budget: Budget, result: FileResult) -> Iterator[Verdict]:
         return
     for latency in result.latency:
         low, high = latency.ratio_ci95
-        detail = f"95 % interval {low:.3f} to {high:.3f}, A/A {latency.control_ci95[0]:.3f} to {latency.control_ci95[1]:.3f}"
+        detail = (
+            f"95 % interval {low:.3f} to {high:.3f}, A/A {latency.control_ci95[0]:.3f} to {latency.control_ci95[1]:.3f}"
+        )
         outcome: Outcome = "pass" if high <= allowed else "fail" if low > allowed else "inconclusive"
         noise = max(abs(math.log(bound)) for bound in latency.control_ci95)
         if abs(math.log(latency.ratio / allowed)) <= noise:  # the limit lies within what noise alone does to 1
@@ -172,9 +174,7 @@ def _judge_latency(budget: Budget, result: FileResult) -> Iterator[Verdict]:
         yield _verdict(budget, "latency.ratio", latency.ratio, allowed, outcome, detail)
 
 
-def _verdict(
-    budget: Budget, limit: str, value: float, allowed: float, outcome: Outcome, detail: str = ""
-) -> Verdict:
+def _verdict(budget: Budget, limit: str, value: float, allowed: float, outcome: Outcome, detail: str = "") -> Verdict:
     return Verdict(artifact=budget.artifact, limit=limit, value=value, allowed=allowed, verdict=outcome, detail=detail)
 
 

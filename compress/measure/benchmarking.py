@@ -158,9 +158,7 @@ class _Bench:
         total += (len({self.base, *files}) if data is not None else 0) + self.memory * len(formats)
         with track("benchmark", total=total) as advance:
             warnings = self._write_inputs(data)
-            quality = (
-                self._measure_quality(files, data, advance) if data is not None else dict.fromkeys(files)
-            )
+            quality = self._measure_quality(files, data, advance) if data is not None else dict.fromkeys(files)
             peaks = self._measure_runtimes(timed, advance)
             results = [self._measure_file(file, quality[file], peaks, advance) for file in files]
         machine = machine.model_copy(update={"load_after": environment.current_load()})
@@ -179,9 +177,7 @@ class _Bench:
         used = sorted({self.formats[file] for file in files})
         packages = [environment.RUNTIME_PACKAGES[name] for name in used]
         options = {name: {"threads": self.threads, **_RUNTIME_OPTIONS[name]} for name in used}
-        return environment.describe_environment(
-            self.threads, environment.installed_versions(packages), options
-        )
+        return environment.describe_environment(self.threads, environment.installed_versions(packages), options)
 
     def _write_inputs(self, data: Split | None) -> list[str]:
         """Write the inputs that everything runs on, and return what had to be chosen for them."""
@@ -315,11 +311,7 @@ def _in_order(wanted: list[str], names: list[str], arrays: list[np.ndarray]) -> 
     """Return `arrays` in the order of the outputs `wanted` where the names say so, else in their own."""
     plain = [plain_name(name) for name in wanted]
     by_name = {plain_name(name): array for name, array in zip(names, arrays, strict=True)}
-    return (
-        [by_name[name] for name in plain]
-        if set(plain) == set(by_name) and len(by_name) == len(arrays)
-        else arrays
-    )
+    return [by_name[name] for name in plain] if set(plain) == set(by_name) and len(by_name) == len(arrays) else arrays
 
 
 def _summarize(data: Split) -> SplitSummary:
@@ -341,11 +333,7 @@ def _find_warnings(machine: environment.Environment, results: list[FileResult]) 
                 warnings.append(f"{result.file}: {name}: {metric.reasons.get('value', 'not measured')}")
         for times in result.latency or ():
             if times.noisy:
-                warnings.append(
-                    f"{result.file}: the machine is too noisy for small ratios: {times.noise_reason}"
-                )
+                warnings.append(f"{result.file}: the machine is too noisy for small ratios: {times.noise_reason}")
             if times.ratio_ci95[0] > 1:
-                warnings.append(
-                    f"{result.file} is slower than {times.reference}: {times.ratio:.3g} times its time"
-                )
+                warnings.append(f"{result.file} is slower than {times.reference}: {times.ratio:.3g} times its time")
     return warnings

@@ -29,9 +29,7 @@ def open_file(path: str | Path, threads: int = 1, allow_imports: Sequence[str] =
         return open_runtime(path, threads=threads)
 
 
-def predict_file(
-    path: str, inputs: str, outputs: str, batch_size: int, allow_imports: Sequence[str]
-) -> list[str]:
+def predict_file(path: str, inputs: str, outputs: str, batch_size: int, allow_imports: Sequence[str]) -> list[str]:
     """Write the outputs of `path` for all `inputs` to the `.npz` file `outputs`; return their names."""
     runtime = open_file(path, allow_imports=allow_imports)
     arrays = predict(runtime, Split("samples", x=read_inputs(inputs)), batch_size)
@@ -45,17 +43,13 @@ def read_outputs(path: str | Path) -> list[np.ndarray]:
         return [archive[f"arr_{index}"] for index in range(len(archive.files))]
 
 
-def write_random_inputs(
-    path: str, folder: str, samples: int, seed: int, allow_imports: Sequence[str]
-) -> list[str]:
+def write_random_inputs(path: str, folder: str, samples: int, seed: int, allow_imports: Sequence[str]) -> list[str]:
     """Write random inputs that fit `path`, and return a sentence for each size that had to be chosen."""
     runtime = open_file(path, allow_imports=allow_imports)
     rng, arrays, notes = np.random.default_rng(seed), [], []
     for info in runtime.inputs:
         if None in info.shape[1:]:
-            notes.append(
-                f"input {info.name!r} of {Path(path).name} takes any size: random inputs have {_FREE_AXIS}"
-            )
+            notes.append(f"input {info.name!r} of {Path(path).name} takes any size: random inputs have {_FREE_AXIS}")
         shape = (samples, *(_FREE_AXIS if size is None else size for size in info.shape[1:]))
         arrays.append(_random_array(rng, shape, info.dtype, info.name))
     write_inputs(folder, arrays)

@@ -39,9 +39,7 @@ def read_inputs(folder: str | Path) -> Arrays:
     """Return what `write_inputs` wrote: a list of arrays, or a dict by name; mapped from disk."""
     folder = Path(folder)
     count = len(list(folder.glob("input_*.npy")))
-    arrays = [
-        np.load(folder / f"input_{index}.npy", mmap_mode="r", allow_pickle=False) for index in range(count)
-    ]
+    arrays = [np.load(folder / f"input_{index}.npy", mmap_mode="r", allow_pickle=False) for index in range(count)]
     names = json.loads((folder / _NAMES).read_text())
     return arrays if names is None else dict(zip(names, arrays, strict=True))
 

@@ -90,9 +90,7 @@ def measure_latency(
     }
     samples = []
     for process in range(processes):
-        answer = run_in_worker(
-            "compress.measure.latency:time_in_turns", {**arguments, "seed": seed + process}
-        )
+        answer = run_in_worker("compress.measure.latency:time_in_turns", {**arguments, "seed": seed + process})
         samples.append({name: np.array(values, np.float64) / 1e6 for name, values in answer.items()})
         if advance is not None:
             advance()
@@ -113,9 +111,7 @@ def summarize_times(
     """
     own = "candidate" if "candidate" in samples[0] else "reference"
     times = np.concatenate([s[own] for s in samples])
-    percentiles = {
-        f"p{round(100 * p)}_ms": statistics.supported_percentile(times, p) for p in (0.5, 0.9, 0.99)
-    }
+    percentiles = {f"p{round(100 * p)}_ms": statistics.supported_percentile(times, p) for p in (0.5, 0.9, 0.99)}
     reasons = {
         name: f"needs {statistics.percentile_support(int(name[1:-3]) / 100)} runs, has {len(times)}"
         for name, value in percentiles.items()
@@ -138,9 +134,7 @@ def summarize_times(
         min_ms=times.min(),
         stdev_ms=times.std(ddof=1) if len(times) > 1 else 0.0,
         throughput_samples_s=1000 * batch / times.mean(),
-        reference_p50_ms=statistics.supported_percentile(
-            np.concatenate([s["reference"] for s in samples]), 0.5
-        ),
+        reference_p50_ms=statistics.supported_percentile(np.concatenate([s["reference"] for s in samples]), 0.5),
         ratio=ratio,
         ratio_ci95=interval,
         control_ratio=control,
@@ -182,9 +176,7 @@ def time_in_turns(
     files = {"reference": reference, "control": reference, "candidate": candidate}
     runtimes = [open_file(files[name], threads, allow_imports) for name in names]
     chosen = take_batches(read_inputs(inputs), batch, _DIFFERENT_BATCHES)
-    batches = [
-        [match_inputs([info.name for info in runtime.inputs], x) for runtime in runtimes] for x in chosen
-    ]
+    batches = [[match_inputs([info.name for info in runtime.inputs], x) for runtime in runtimes] for x in chosen]
     rng = np.random.default_rng(seed)
     gc.collect()
     gc.disable()
@@ -217,9 +209,7 @@ def _warm_up(
         previous = current
 
 
-def _time_round(
-    runtimes: Sequence[Any], arrays: list[list[np.ndarray]], rng: np.random.Generator
-) -> list[int]:
+def _time_round(runtimes: Sequence[Any], arrays: list[list[np.ndarray]], rng: np.random.Generator) -> list[int]:
     """Return nanoseconds of one run of each runtime on its arrays of the same inputs, in random order."""
     times = [0] * len(runtimes)
     for index in rng.permutation(len(runtimes)):
@@ -237,7 +227,5 @@ def _median_interval(times: Sequence[np.ndarray], seed: int) -> statistics.Inter
     return pooled and (min(pooled[0], between[0]), max(pooled[1], between[1]))
 
 
-def _ratio(
-    samples: Sequence[dict[str, np.ndarray]], name: str, seed: int
-) -> tuple[float, statistics.Interval]:
+def _ratio(samples: Sequence[dict[str, np.ndarray]], name: str, seed: int) -> tuple[float, statistics.Interval]:
     return statistics.ratio_interval([np.log(s[name] / s["reference"]) for s in samples], seed=seed)

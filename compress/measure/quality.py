@@ -68,9 +68,7 @@ def evaluate_outputs(
         tasks, labels = ["regression"] * len(outputs), None
     tasks = [as_output_kind(task) for task in tasks]
     if len(tasks) != len(outputs):
-        raise UsageError(
-            f"there must be one task per output. Received: {len(tasks)} tasks for {len(outputs)} outputs"
-        )
+        raise UsageError(f"there must be one task per output. Received: {len(tasks)} tasks for {len(outputs)} outputs")
     for what, arrays in (("labels", labels), ("the reference", reference)):
         if arrays is not None and len(arrays) != len(outputs):
             raise DataError(
@@ -97,9 +95,7 @@ def as_output_kind(task: Any) -> OutputKind:
     return OutputKind(kind, logits, getattr(task, "name", "") or "")
 
 
-def _evaluate_output(
-    output: np.ndarray, label: Any, task: OutputKind, reference: np.ndarray | None
-) -> Quality:
+def _evaluate_output(output: np.ndarray, label: Any, task: OutputKind, reference: np.ndarray | None) -> Quality:
     if len(output) == 0:
         raise DataError("there are no samples to measure quality on. Received: 0 samples")
     if reference is not None and reference.size != output.size:
@@ -137,17 +133,14 @@ def _decide(output: np.ndarray, task: OutputKind) -> tuple[np.ndarray, np.ndarra
     if task.kind == "classification":
         if output.ndim < 2 or output.shape[-1] < 2:
             raise DataError(
-                "a classification output needs at least two classes in its last axis. "
-                f"Received: shape {output.shape}",
+                f"a classification output needs at least two classes in its last axis. Received: shape {output.shape}",
                 "An output with one score per sample is binary or regression.",
             )
         return np.argmax(output, axis=-1), finite.all(axis=-1)
     return output > (0.0 if task.from_logits else 0.5), finite
 
 
-def _true_decisions(
-    label: np.ndarray, output: np.ndarray, shape: tuple[int, ...], task: OutputKind
-) -> np.ndarray:
+def _true_decisions(label: np.ndarray, output: np.ndarray, shape: tuple[int, ...], task: OutputKind) -> np.ndarray:
     """Return labels in the shape of the decisions, whatever form they came in."""
     if task.kind == "classification" and label.shape == output.shape:
         return np.argmax(label, axis=-1)
@@ -168,9 +161,7 @@ def _accuracy_drop(right: np.ndarray, reference_right: np.ndarray) -> Change:
     if right.size == samples:
         low, high = statistics.paired_difference_interval(lost, gained, samples)
         p = statistics.mcnemar_p(lost, gained)
-        return Change(
-            value=(lost - gained) / samples, ci95=(-high, -low), lost=lost, gained=gained, mcnemar_p=p
-        )
+        return Change(value=(lost - gained) / samples, ci95=(-high, -low), lost=lost, gained=gained, mcnemar_p=p)
     losses = (reference_right.astype(float) - right).reshape(samples, -1).mean(axis=1)
     return Change(value=losses.mean(), ci95=statistics.mean_interval(losses), lost=lost, gained=gained)
 
@@ -180,17 +171,13 @@ def _regression(output: np.ndarray, label: Any, reference: np.ndarray | None) ->
         return Quality({}, {})
     label = np.asarray(label)
     if label.size != output.size:
-        raise DataError(
-            f"labels do not fit the regression output. Received: {label.shape} for {output.shape}"
-        )
+        raise DataError(f"labels do not fit the regression output. Received: {label.shape} for {output.shape}")
     errors = _flat(output) - _flat(label)
     other = None if reference is None else _flat(reference) - _flat(label)
     squared = (errors**2).mean(axis=1)
     metrics = {
         "mse": _error_metric(squared, None if other is None else (other**2).mean(axis=1)),
-        "mae": _error_metric(
-            np.abs(errors).mean(axis=1), None if other is None else np.abs(other).mean(axis=1)
-        ),
+        "mae": _error_metric(np.abs(errors).mean(axis=1), None if other is None else np.abs(other).mean(axis=1)),
     }
     return Quality(metrics, {"mse": squared})
 
@@ -198,11 +185,7 @@ def _regression(output: np.ndarray, label: Any, reference: np.ndarray | None) ->
 def _distances(output: np.ndarray, reference: np.ndarray) -> dict[str, Metric]:
     difference = np.abs(_flat(output) - _flat(reference))
     mean = _error_metric(difference.mean(axis=1), None)
-    worst = (
-        mean
-        if mean.value is None
-        else mean.model_copy(update={"value": float(difference.max()), "ci95": None})
-    )
+    worst = mean if mean.value is None else mean.model_copy(update={"value": float(difference.max()), "ci95": None})
     return {"max_abs_diff": worst, "mean_abs_diff": mean}
 
 

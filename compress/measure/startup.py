@@ -51,18 +51,14 @@ def measure_startup(
     peak = answer.pop("peak_rss_bytes")
     over = None if peak is None or runtime_peak_bytes is None else peak - runtime_peak_bytes
     reasons = {
-        name: _NO_PEAK
-        for name, value in (("peak_rss_bytes", peak), ("over_runtime_bytes", over))
-        if value is None
+        name: _NO_PEAK for name, value in (("peak_rss_bytes", peak), ("over_runtime_bytes", over)) if value is None
     }
     return Startup(**answer), Memory(peak_rss_bytes=peak, over_runtime_bytes=over, reasons=reasons)
 
 
 def measure_runtime_peak(file_format: str) -> int | None:
     """Return peak memory in bytes of a fresh process that imports a format's runtime and nothing more."""
-    return run_in_worker("compress.measure.startup:import_runtime", {"file_format": file_format})[
-        "peak_rss_bytes"
-    ]
+    return run_in_worker("compress.measure.startup:import_runtime", {"file_format": file_format})["peak_rss_bytes"]
 
 
 def import_runtime(file_format: str) -> dict[str, Any]:
@@ -74,9 +70,7 @@ def import_runtime(file_format: str) -> dict[str, Any]:
     return {"import_ms": import_ms, "peak_rss_bytes": peak_rss_bytes()}
 
 
-def start_cold(
-    path: str, inputs: str, threads: int, batch: int, allow_imports: Sequence[str]
-) -> dict[str, Any]:
+def start_cold(path: str, inputs: str, threads: int, batch: int, allow_imports: Sequence[str]) -> dict[str, Any]:
     """Import, load and run once; runs in the child process."""
     from compress.deploy.runtimes import detect_format, match_inputs
     from compress.measure.children import open_file

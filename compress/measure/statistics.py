@@ -85,9 +85,7 @@ def mean_interval(values: Sequence[float] | np.ndarray, confidence: float = 0.95
     if len(values) < 2:
         return None
     half = (
-        student_quantile(0.5 + confidence / 2, len(values) - 1)
-        * float(np.std(values, ddof=1))
-        / math.sqrt(len(values))
+        student_quantile(0.5 + confidence / 2, len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     )
     mean = float(np.mean(values))
     return mean - half, mean + half

@@ -84,8 +84,7 @@ def format_html(header: list[str], rows: list[list[str]], warnings: list[str]) -
     """Return a table and the warnings as HTML that needs nothing else."""
     cell = '<td style="text-align:{}">{}</td>'
     body = [
-        "".join(cell.format("right" if i else "left", html.escape(text)) for i, text in enumerate(row))
-        for row in rows
+        "".join(cell.format("right" if i else "left", html.escape(text)) for i, text in enumerate(row)) for row in rows
     ]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     notes = "".join(f"<li>{html.escape(text)}</li>" for text in warnings)
@@ -103,16 +102,12 @@ def _quality_cells(result: results.FileResult) -> list[str]:
         metric = metrics[name]
         share = metric.higher_is_better
         label = f"{name} " if several or not share else ""
-        values.append(
-            label + _with_interval(metric.value, metric.ci95, format_percent if share else format_error)
-        )
+        values.append(label + _with_interval(metric.value, metric.ci95, format_percent if share else format_error))
         if metric.drop is not None:
             worse = 0.0 - metric.drop.value if share else metric.drop.value
             changes.append(label + (format_points(worse) if share else f"{worse:+.4g}"))
     agreement = [
-        _with_interval(m.value, None, format_percent)
-        for n, m in metrics.items()
-        if n.rpartition(".")[2] == "agreement"
+        _with_interval(m.value, None, format_percent) for n, m in metrics.items() if n.rpartition(".")[2] == "agreement"
     ]
     return ["; ".join(cells) or MISSING for cells in (values, changes, agreement)]
 

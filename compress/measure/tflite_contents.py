@@ -41,9 +41,7 @@ def read_tflite(path: str | Path) -> Contents:
     """
     content = Path(path).read_bytes()
     if not schema.Model.ModelBufferHasIdentifier(content, 0):
-        raise ModelError(
-            f"{path} is not a TFLite model. Received: {len(content)} bytes without the TFL3 identifier"
-        )
+        raise ModelError(f"{path} is not a TFLite model. Received: {len(content)} bytes without the TFL3 identifier")
     try:
         model = schema.Model.GetRootAs(content)
         contents, seen = Contents(), set()
@@ -132,16 +130,11 @@ def _count_macs(model: Any, contents: Contents) -> None:
     """Add the MACs of the main graph; work inside control flow and custom operators is named as uncounted."""
     graph = model.Subgraphs(0)
     shapes = [_shape(graph.Tensors(i)) for i in range(graph.TensorsLength())]
-    batch = next(
-        (shapes[graph.Inputs(i)][0] for i in range(graph.InputsLength()) if shapes[graph.Inputs(i)]), 1
-    )
+    batch = next((shapes[graph.Inputs(i)][0] for i in range(graph.InputsLength()) if shapes[graph.Inputs(i)]), 1)
     for index in range(graph.OperatorsLength()):
         operator = graph.Operators(index)
         name = _operator_name(model, operator)
-        inputs = [
-            shapes[operator.Inputs(i)] if operator.Inputs(i) >= 0 else ()
-            for i in range(operator.InputsLength())
-        ]
+        inputs = [shapes[operator.Inputs(i)] if operator.Inputs(i) >= 0 else () for i in range(operator.InputsLength())]
         outputs = [shapes[operator.Outputs(i)] for i in range(operator.OutputsLength())]
         macs = _operator_macs(operator, name, inputs, outputs[0] if outputs else ())
         if macs is not None:
@@ -155,9 +148,7 @@ def _count_macs(model: Any, contents: Contents) -> None:
             contents.uncounted.add(name)
 
 
-def _operator_macs(
-    operator: Any, name: str, inputs: list[tuple[int, ...]], output: tuple[int, ...]
-) -> int | None:
+def _operator_macs(operator: Any, name: str, inputs: list[tuple[int, ...]], output: tuple[int, ...]) -> int | None:
     """Return MACs from static shapes, or `None` for operators without a formula here."""
     if name in ("CONV_2D", "FULLY_CONNECTED"):  # weights (out, kh, kw, in / groups) and (out, in)
         return math.prod(output) * math.prod(inputs[1][1:])

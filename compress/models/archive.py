@@ -169,9 +169,7 @@ def _check_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         if problem := _find_problem(info):
             raise ModelError(f"the archive member {info.filename[:120]!r} {problem}.")
     if (total := sum(info.file_size for info in infos)) > _MAX_TOTAL_BYTES:
-        raise ModelError(
-            f"the archive unpacks to {total:,} bytes; at most {_MAX_TOTAL_BYTES:,} are accepted."
-        )
+        raise ModelError(f"the archive unpacks to {total:,} bytes; at most {_MAX_TOTAL_BYTES:,} are accepted.")
     for name in (CONFIG, WEIGHTS):
         if name not in members:
             raise ModelError(

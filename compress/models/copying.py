@@ -106,8 +106,7 @@ def _copy_compile_settings(model: keras.Model, copy: keras.Model, objects: dict[
         copy.compile(**settings)
     except Exception as error:  # user code runs here: get_config and from_config of losses and metrics
         raise ModelError(
-            f"expected compile settings that can be rebuilt. "
-            f"Received: model {model.name!r}: {_summary(error)}",
+            f"expected compile settings that can be rebuilt. Received: model {model.name!r}: {_summary(error)}",
             "Add get_config() to custom losses and metrics, or pass a model that is not compiled.",
         ) from error
 

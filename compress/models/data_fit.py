@@ -34,7 +34,7 @@ def fit_data(model: keras.Model, data: Data) -> Data:
 
 
 def _check_split_labels(model: keras.Model, split: Split) -> None:
-    x, y = split.all() if split.in_memory else split.head(1)
+    _, y = split.all() if split.in_memory else split.head(1)
     if y is not None:
         head, _ = split.head(1)
         check_labels(infer_task(model, y, head), y, split.name)

@@ -33,7 +33,7 @@ def content_digest(path: str | Path) -> str:
 
 
 def compile_digest(path: str | Path) -> str:
-    """Return the sha256 over the losses and metrics that a `.keras` file was compiled with; the optimizer does not count."""
+    """Return the sha256 over the losses and metrics that a `.keras` file was compiled with, without the optimizer."""
     with read_archive(path) as archive:
         given = archive.config.get("compile_config") or {}
         compiled = _canonical({key: given.get(key) for key in _TASK}, {})

@@ -39,13 +39,9 @@ def check_inputs(model: Any, x: Arrays, name: str = "data") -> tuple[Arrays, lis
         return x, []
     names = [tensor.name for tensor in inputs]
     if isinstance(x, dict) and len(inputs) > 1 and set(x) != set(names):
-        raise DataError(
-            f"the model's inputs are {', '.join(names)}. Received in {name}: {', '.join(sorted(x))}"
-        )
+        raise DataError(f"the model's inputs are {', '.join(names)}. Received in {name}: {', '.join(sorted(x))}")
     if len(leaves) != len(inputs):
-        raise DataError(
-            f"the model has {len(inputs)} inputs ({', '.join(names)}). Received in {name}: {len(leaves)}"
-        )
+        raise DataError(f"the model has {len(inputs)} inputs ({', '.join(names)}). Received in {name}: {len(leaves)}")
     by_name = {tensor.name: tensor for tensor in inputs}
     tensors = [by_name[key] for key in sorted(x)] if isinstance(x, dict) and len(inputs) > 1 else inputs
     fitted = {id(leaf): _fit_input(tensor, leaf, name) for tensor, leaf in zip(tensors, leaves, strict=True)}
@@ -76,18 +72,14 @@ def pair_labels(names: list[str], y: Arrays) -> dict[str, np.ndarray | None]:
         return dict.fromkeys(names)
     if isinstance(y, dict):
         if strangers := sorted(set(y) - set(names)):
-            raise DataError(
-                f"labels are named like outputs: {', '.join(names)}. Received: {', '.join(strangers)}"
-            )
+            raise DataError(f"labels are named like outputs: {', '.join(names)}. Received: {', '.join(strangers)}")
         return {name: None if y.get(name) is None else np.asarray(y[name]) for name in names}
     leaves = list(y) if isinstance(y, (list, tuple)) else [y]
     if len(leaves) != len(names):
         raise DataError(
             f"the model has {len(names)} outputs ({', '.join(names)}). Received: {len(leaves)} label arrays"
         )
-    return {
-        name: None if leaf is None else np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)
-    }
+    return {name: None if leaf is None else np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
 
 
 def name_of(item: Any) -> str:
@@ -108,15 +100,11 @@ def _fit_input(tensor: Any, array: np.ndarray, name: str) -> tuple[np.ndarray, s
         raise DataError(f"{text} of {tensor.dtype}. Received in {name}: dtype {array.dtype}")
     whole = "int" in str(tensor.dtype)
     if whole and array.dtype.kind == "f" and not _all_chunks(array, lambda part: part == np.round(part)):
-        raise DataError(
-            f"{text} of whole numbers ({tensor.dtype}). Received in {name}: fractions in {array.dtype}"
-        )
+        raise DataError(f"{text} of whole numbers ({tensor.dtype}). Received in {name}: fractions in {array.dtype}")
     if _fits(expected, shape):
         return array, ""
     if expected[-1:] == (1,) and _fits(expected[:-1], shape):
-        note = (
-            f"{name}: the missing channel axis was added, {_shape_text(shape)} -> {_shape_text((*shape, 1))}"
-        )
+        note = f"{name}: the missing channel axis was added, {_shape_text(shape)} -> {_shape_text((*shape, 1))}"
         return array[..., np.newaxis], note
     received = f"{text}. Received in {name}: {_shape_text(shape)}"
     if len(shape) == len(expected) > 1 and _fits(expected, (*shape[1:], shape[0])):
@@ -132,10 +120,7 @@ def _fits(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
 
 def _shape_text(shape: tuple[int | None, ...]) -> str:
     return (
-        "("
-        + ", ".join("any" if size is None else str(size) for size in shape)
-        + ("," if len(shape) == 1 else "")
-        + ")"
+        "(" + ", ".join("any" if size is None else str(size) for size in shape) + ("," if len(shape) == 1 else "") + ")"
     )
 
 
@@ -157,16 +142,13 @@ def _check_output(output: OutputTask, y: np.ndarray, name: str, unlabelled: bool
     """Check the labels of one output."""
     what = f"labels of {name}" if output.name == "output" else f"labels of {name} for output {output.name!r}"
     if y.dtype.kind not in "biuf":
-        raise DataError(
-            f"{what} must be numbers. Received: dtype {y.dtype}", "Map class names to 0, 1, 2, ... first."
-        )
+        raise DataError(f"{what} must be numbers. Received: dtype {y.dtype}", "Map class names to 0, 1, 2, ... first.")
     shape = output.shape[1:]
     squeezed = y.shape[1:-1] if y.ndim > 1 and y.shape[-1] == 1 else None
     if output.kind == "classification" and output.sparse:
         if output.classes != 1 and _fits(shape, y.shape[1:]):
             raise DataError(
-                f"{what} look one-hot, and {name_of(output.loss)} takes class numbers. "
-                f"Received: shape {y.shape}",
+                f"{what} look one-hot, and {name_of(output.loss)} takes class numbers. Received: shape {y.shape}",
                 "Pass y.argmax(-1), or compile the model with categorical_crossentropy.",
             )
         if not _fits(shape[:-1], y.shape[1:]) and not (squeezed is not None and _fits(shape[:-1], squeezed)):
@@ -179,9 +161,7 @@ def _check_output(output: OutputTask, y: np.ndarray, name: str, unlabelled: bool
         raise DataError(
             f"{what} must have shape {_shape_text(shape)} per sample for {name_of(output.loss)}. "
             f"Received: shape {y.shape}",
-            "Pass one-hot rows, or compile the model with sparse_categorical_crossentropy."
-            if sparse
-            else None,
+            "Pass one-hot rows, or compile the model with sparse_categorical_crossentropy." if sparse else None,
         )
     _check_values(output, y, what, unlabelled)
 

@@ -35,9 +35,7 @@ _KERAS_PACKAGES = (
     "keras.src.layers.",
     "keras.src.applications.",
 )  # parts without a public name
-_PLAIN_VALUES = frozenset(
-    ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__")
-)
+_PLAIN_VALUES = frozenset(("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"))
 _RUNS_CODE = {
     "Lambda": "Replace it by a layer such as Activation or Rescaling, or by keras.ops in a functional model.",
     "TFSMLayer": "Save the model that it wraps as .keras.",
@@ -79,9 +77,7 @@ def check_classes(config: dict[str, Any], allow_imports: tuple[str, ...] = ()) -
 def custom_classes(config: dict[str, Any]) -> list[str]:
     """Return the names of all classes and functions in `config` that are not Keras' own, sorted."""
     found = {describe_custom(node)[0] for node, _ in _objects(config, "") if not _is_keras(node)}
-    return sorted(
-        found | {node["class_name"] for node, _ in _objects(config, "") if node["class_name"] in _RUNS_CODE}
-    )
+    return sorted(found | {node["class_name"] for node, _ in _objects(config, "") if node["class_name"] in _RUNS_CODE})
 
 
 def describe_custom(node: dict[str, Any]) -> tuple[str, list[str]]:
@@ -163,9 +159,7 @@ def _objects(node: Any, where: str) -> Iterator[tuple[dict[str, Any], str]]:
                 where = f"{name[:60]!r} ({node['class_name'][:60]})"
             yield node, where
         elif "class_name" in node and "config" in node:
-            raise ModelError(
-                f"{where} names a class by a {type(node['class_name']).__name__}, expected a string."
-            )
+            raise ModelError(f"{where} names a class by a {type(node['class_name']).__name__}, expected a string.")
         for item in node.values():
             if isinstance(item, (dict, list)):
                 yield from _objects(item, where)
@@ -175,13 +169,10 @@ def _find_unsafe(node: dict[str, Any], where: str) -> ModelError | None:
     """Return the error for an object that could run code or read files, or `None`."""
     kind, inner = node["class_name"], node.get("config")
     if kind in _RUNS_CODE:
-        return ModelError(
-            f"{where} holds a {kind}, which can run any code; it is never loaded.", _RUNS_CODE[kind]
-        )
+        return ModelError(f"{where} holds a {kind}, which can run any code; it is never loaded.", _RUNS_CODE[kind])
     if isinstance(inner, dict) and isinstance(inner.get("vocabulary"), str):
         return ModelError(
-            f"{where} reads its vocabulary from {inner['vocabulary'][:80]!r}; "
-            "a model file may not read other files.",
+            f"{where} reads its vocabulary from {inner['vocabulary'][:80]!r}; a model file may not read other files.",
             "Build the layer with the vocabulary as a list.",
         )
     return None

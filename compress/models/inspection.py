@@ -133,9 +133,7 @@ class ModelSummary:
         return asdict(self)
 
 
-def inspect_model(
-    path: str | Path, include: Sequence[str] = _ALL, exclude: Sequence[str] = ()
-) -> ModelSummary:
+def inspect_model(path: str | Path, include: Sequence[str] = _ALL, exclude: Sequence[str] = ()) -> ModelSummary:
     """Return what is in the `.keras` file at `path`, without importing a framework.
 
     Args:
@@ -163,12 +161,8 @@ def inspect_model(
             ArithmeticError,
             RecursionError,
         ) as error:
-            raise ModelError(
-                f"{path}: config.json is damaged: {type(error).__name__}: {error}"[:200]
-            ) from error
-        paths = [layer.path for layer in layers] + [
-            kernel.path for layer in layers for kernel in layer.kernels
-        ]
+            raise ModelError(f"{path}: config.json is damaged: {type(error).__name__}: {error}"[:200]) from error
+        paths = [layer.path for layer in layers] + [kernel.path for layer in layers for kernel in layer.kernels]
         if tuple(include) != _ALL:
             require_matches(paths, include, "include")
         require_matches(paths, exclude, "exclude")
@@ -270,8 +264,7 @@ def _repeated_model_macs(node: dict[str, Any], layer: SavedLayer, shape: Shape) 
     group = layer.group.children.get("layer", WeightGroup(""))
     inner = open_model(node, group, inputs=[(shape[0], *shape[2:])])
     counts = [
-        _layer_macs(each, list(name_weights(each.kind, each.options, each.group, each.path)))
-        for each in inner.layers
+        _layer_macs(each, list(name_weights(each.kind, each.options, each.group, each.path))) for each in inner.layers
     ]
     return None if None in counts else shape[1] * sum(count for count in counts if count is not None)
 
@@ -291,9 +284,7 @@ def _explain_prune(
         return "no: normalization" if "Normalization" in layer.kind else "no: no kernel"
     if not layer.trainable:
         return "no: frozen"
-    if quantized := next(
-        (weight.stored.dtype for weight in kernels if "float" not in weight.stored.dtype), None
-    ):
+    if quantized := next((weight.stored.dtype for weight in kernels if "float" not in weight.stored.dtype), None):
         return f"no: the kernel is {quantized}"
     included = [weight for weight in kernels if matches(weight.path, include)]
     chosen = [weight for weight in included if not matches(weight.path, exclude)]
@@ -354,11 +345,7 @@ def _summarise(
 
 def _name_missing(layer: LayerSummary) -> str:
     """Return a layer type that was not counted, saying when only its shape or weights were missing."""
-    return (
-        f"{layer.class_name} (shape or weights unknown)"
-        if has_formula(layer.class_name)
-        else layer.class_name
-    )
+    return f"{layer.class_name} (shape or weights unknown)" if has_formula(layer.class_name) else layer.class_name
 
 
 def _sparsity(kernels: Sequence[KernelSummary]) -> float | None:

@@ -31,9 +31,7 @@ class LayerRule:
 
 
 _DENSE = LayerRule(("kernel", "bias"), ("kernel",))
-_SEPARABLE = LayerRule(
-    ("depthwise_kernel", "pointwise_kernel", "bias"), ("depthwise_kernel", "pointwise_kernel")
-)
+_SEPARABLE = LayerRule(("depthwise_kernel", "pointwise_kernel", "bias"), ("depthwise_kernel", "pointwise_kernel"))
 _CELL = LayerRule(("kernel", "recurrent_kernel", "bias"), ("kernel", "recurrent_kernel"))
 _NORM = LayerRule(("gamma", "beta"))
 _ATTENTION = LayerRule(
@@ -59,9 +57,7 @@ LAYERS: dict[str, LayerRule] = {
     "SimpleRNN": LayerRule(children=(("cell", "SimpleRNNCell"),)),
     "LSTM": LayerRule(children=(("cell", "LSTMCell"),)),
     "GRU": LayerRule(children=(("cell", "GRUCell"),)),
-    **dict.fromkeys(
-        ("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), LayerRule(children=(("cell", "ConvLSTMCell"),))
-    ),
+    **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), LayerRule(children=(("cell", "ConvLSTMCell"),))),
     # Wrappers: the class of what is inside stands in their configuration.
     **dict.fromkeys(("RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed"), LayerRule()),
     "SpectralNormalization": LayerRule(("kernel", "vector_u"), frozen=("vector_u",), aliases=("kernel",)),

@@ -151,9 +151,7 @@ def _dot_attention(call: LayerCall) -> int | None:
 def _inner(options: Options, call: LayerCall, inputs: list[Shape]) -> int | None:
     """Count the wrapped layer, with the kernels of the wrapper."""
     wrapped = options["layer"]
-    return count_macs(
-        LayerCall(wrapped["class_name"], wrapped["config"], inputs, call.kernels, call.has_weights)
-    )
+    return count_macs(LayerCall(wrapped["class_name"], wrapped["config"], inputs, call.kernels, call.has_weights))
 
 
 def _wrapped(call: LayerCall) -> int | None:
@@ -174,9 +172,7 @@ _RULES: dict[str, Callable[[LayerCall], Any]] = {
     "EinsumDense": _einsum,
     "Embedding": _nothing,
     **dict.fromkeys(("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D"), _per_output),
-    **dict.fromkeys(
-        ("SeparableConv1D", "SeparableConv2D"), _per_output
-    ),  # both stages give the output's positions
+    **dict.fromkeys(("SeparableConv1D", "SeparableConv2D"), _per_output),  # both stages give the output's positions
     **dict.fromkeys(("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"), _per_input),
     **dict.fromkeys(("SimpleRNN", "LSTM", "GRU", "RNN"), _recurrent),
     **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), _convolutional_recurrent),

@@ -60,7 +60,8 @@ def load_model(path: str | Path, *, allow_imports: tuple[str, ...] = (), sha256:
                 return model
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"{path}: Keras {keras.__version__} cannot open it (saved by Keras {saved_by}): {type(error).__name__}: {reason}",
+            f"{path}: Keras {keras.__version__} cannot open it (saved by Keras {saved_by}): "
+            f"{type(error).__name__}: {reason}",
             "Open it with the Keras that saved it, and save it again.",
         ) from error
 

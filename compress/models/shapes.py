@@ -120,9 +120,7 @@ def _pool(options: Options, inputs: list[Shape]) -> Shape:
     sizes = as_tuple(options["pool_size"], len(axes))
     strides = as_tuple(options.get("strides") or sizes, len(axes))
     padding = options.get("padding", "valid")
-    out = tuple(
-        _slide(size, pool, step, padding) for size, pool, step in zip(axes, sizes, strides, strict=True)
-    )
+    out = tuple(_slide(size, pool, step, padding) for size, pool, step in zip(axes, sizes, strides, strict=True))
     return _with_spatial(inputs[0], options, out, _channels(inputs[0], options))
 
 

@@ -85,9 +85,7 @@ def is_container(node: dict[str, Any]) -> bool:
         return False
     known = node["class_name"] in ("Functional", "Sequential", "Model")
     return (known or "output_layers" in options) and all(
-        isinstance(item, dict)
-        and isinstance(item.get("class_name"), str)
-        and isinstance(item.get("config"), dict)
+        isinstance(item, dict) and isinstance(item.get("class_name"), str) and isinstance(item.get("config"), dict)
         for item in options["layers"]
     )
 
@@ -131,9 +129,7 @@ def open_model(
             output = output or (infer_output(kind, saved, calls[0]) if calls else None)
             layer = SavedLayer(child_path, kind, saved, entry.get("module"), own)
             trained = trainable and saved.get("trainable") is not False
-            found.layers.append(
-                replace(layer, inputs=tuple(calls), output=output, repeats=repeats, trainable=trained)
-            )
+            found.layers.append(replace(layer, inputs=tuple(calls), output=output, repeats=repeats, trainable=trained))
         if flows:
             flows.remember(entry, output)
         current = output
@@ -142,9 +138,7 @@ def open_model(
     elif entries:
         found.outputs = [(_name(entries[-1]), current, output_dtype(entries[-1]))]
     if not found.inputs and not flows:
-        first = as_shape(
-            options.get("build_input_shape") or (node.get("build_config") or {}).get("input_shape")
-        )
+        first = as_shape(options.get("build_input_shape") or (node.get("build_config") or {}).get("input_shape"))
         found.inputs.append(("input", first, None))
     return found
 
@@ -203,16 +197,12 @@ def _children(
         if attribute in kinds:
             yield child, kinds[attribute], options
         elif attribute in ("layers", "cells") and isinstance(options.get(attribute), list):
-            entries = [
-                entry for entry in options[attribute] if isinstance(entry, dict) and "class_name" in entry
-            ]
+            entries = [entry for entry in options[attribute] if isinstance(entry, dict) and "class_name" in entry]
             for index, inner in match_groups(entries, child).items():
                 yield inner, entries[index]["class_name"], entries[index].get("config") or {}
         else:
             entry = options.get(attribute) or (options.get("layer") if attribute.endswith("layer") else None)
-            known = (
-                isinstance(entry, dict) and isinstance(entry.get("config"), dict) and "class_name" in entry
-            )
+            known = isinstance(entry, dict) and isinstance(entry.get("config"), dict) and "class_name" in entry
             yield (child, entry["class_name"], entry["config"]) if known else (child, "", {})
 
 
@@ -304,12 +294,7 @@ def _histories(node: Any) -> Iterator[tuple[str, int, int]]:
         for item in node.values():
             yield from _histories(item)
     elif isinstance(node, list):
-        if (
-            len(node) == 3
-            and isinstance(node[0], str)
-            and isinstance(node[1], int)
-            and isinstance(node[2], int)
-        ):
+        if len(node) == 3 and isinstance(node[0], str) and isinstance(node[1], int) and isinstance(node[2], int):
             yield node[0], node[1], node[2]
         else:
             for item in node:

@@ -86,16 +86,12 @@ class Task:
         for output in self.outputs:
             which = f"output {output.name!r}: " if len(self.outputs) > 1 else ""
             source = "from the compiled model" if output.compiled else "inferred from the head and the labels"
-            labels = {True: ", labels are class numbers", False: ", labels are one-hot", None: ""}[
-                output.sparse
-            ]
+            labels = {True: ", labels are class numbers", False: ", labels are one-hot", None: ""}[output.sparse]
             logits = " on logits" if output.from_logits else ""
             sentences.append(f"{which}task: {output.kind}, head: {output.head}{labels}")
             sentences.append(f"{which}loss: {name_of(output.loss)}{logits} ({source})")
             if output.metrics:
-                sentences.append(
-                    f"{which}metrics: {', '.join(name_of(m) for m in output.metrics)} ({source})"
-                )
+                sentences.append(f"{which}metrics: {', '.join(name_of(m) for m in output.metrics)} ({source})")
             if output.doubt:
                 sentences.append(f"{which}warning: {output.doubt}")
         return sentences
@@ -110,11 +106,7 @@ class Task:
                 "loss": dict(zip(names, losses, strict=True)),
                 "metrics": dict(zip(names, metrics, strict=True)),
             }
-        return (
-            {"loss": losses, "metrics": metrics}
-            if len(losses) > 1
-            else {"loss": losses[0], "metrics": metrics[0]}
-        )
+        return {"loss": losses, "metrics": metrics} if len(losses) > 1 else {"loss": losses[0], "metrics": metrics[0]}
 
 
 def infer_task(model: Any, y_sample: Arrays = None, x_sample: Arrays = None) -> Task:
@@ -243,9 +235,7 @@ def _output_task(
         kind, sparse = ("binary" if shape[-1] == 1 else "multilabel"), None
     elif known in _NUMBERS:
         kind, sparse = "regression", None
-    from_logits = bool(
-        getattr(loss, "from_logits", False) or getattr(loss, "keywords", {}).get("from_logits", False)
-    )
+    from_logits = bool(getattr(loss, "from_logits", False) or getattr(loss, "keywords", {}).get("from_logits", False))
     head = _head(activation, kind)
     doubt = ""
     if known in _CLASS_NUMBERS | _ONE_HOT | _YES_NO and (head == "logits") != from_logits:

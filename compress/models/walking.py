@@ -78,19 +78,14 @@ def find_kernels(
     require_matches(paths, exclude, "exclude")
 
     kernels = []
-    skipped = [
-        Skipped(path, f"{type(layer).__name__} has no kernel")
-        for path, layer in _without_kernel(layers, found)
-    ]
+    skipped = [Skipped(path, f"{type(layer).__name__} has no kernel") for path, layer in _without_kernel(layers, found)]
     for kernel in found:
         if reason := _reason_to_skip(kernel, trainable, include, exclude):
             skipped.append(Skipped(kernel.path, reason))
         else:
             kernels.append(kernel)
     if not kernels:
-        listed = (
-            "; ".join(f"{each.path}: {each.reason}" for each in skipped[:10]) or "the model has no weights"
-        )
+        listed = "; ".join(f"{each.path}: {each.reason}" for each in skipped[:10]) or "the model has no weights"
         raise UsageError(
             f"expected at least one trainable kernel in model {model.name!r}. "
             f"Received: include={list(include)}, exclude={list(exclude)}",
@@ -137,9 +132,7 @@ def _path_inside(variable: keras.Variable, layer: keras.Layer) -> str:
     return variable.path
 
 
-def _reason_to_skip(
-    kernel: Kernel, trainable: set[int], include: Sequence[str], exclude: Sequence[str]
-) -> str | None:
+def _reason_to_skip(kernel: Kernel, trainable: set[int], include: Sequence[str], exclude: Sequence[str]) -> str | None:
     if not matches(kernel.path, include):
         return "not included"
     if matches(kernel.path, exclude):
@@ -149,8 +142,6 @@ def _reason_to_skip(
     return None if id(kernel.variable) in trainable else "frozen"
 
 
-def _without_kernel(
-    layers: list[tuple[str, keras.Layer]], found: list[Kernel]
-) -> Iterator[tuple[str, keras.Layer]]:
+def _without_kernel(layers: list[tuple[str, keras.Layer]], found: list[Kernel]) -> Iterator[tuple[str, keras.Layer]]:
     with_kernel = {kernel.layer_path for kernel in found}
     return ((path, layer) for path, layer in layers if layer.weights and path not in with_kernel)

@@ -187,9 +187,7 @@ class WeightStore:
         """Count the object, and refuse one that was seen before (a cycle, or one array under many names)."""
         address = h5py.h5o.get_info(node.id).addr
         if address in self._visited:
-            raise ModelError(
-                f"model.weights.h5: {path!r} is a second name for another object; Keras writes none."
-            )
+            raise ModelError(f"model.weights.h5: {path!r} is a second name for another object; Keras writes none.")
         self._visited.add(address)
         if len(self._visited) > _MAX_OBJECTS:
             raise ModelError(f"model.weights.h5 holds more than {_MAX_OBJECTS:,} objects.")

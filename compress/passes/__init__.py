@@ -27,7 +27,10 @@ def plugins() -> dict[str, str]:
     for entry in entry_points(group="compress.passes"):
         if entry.name in BUILT_IN or entry.name in found:
             owner = entry.dist.name if entry.dist else "a package"
-            raise SetupError(f"two packages offer the pass {entry.name!r}. Received: one from {owner}", "Uninstall one of them.")
+            raise SetupError(
+                f"two packages offer the pass {entry.name!r}. Received: one from {owner}",
+                "Uninstall one of them.",
+            )
         found[entry.name] = entry.value
     return found
 

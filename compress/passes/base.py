@@ -10,7 +10,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import StringConstraints, model_validator
 
 from compress.options import Options, Share
 
@@ -64,7 +64,7 @@ class Pass(Options):
 
         Args:
             model: the trained Keras model; it is not changed.
-            data: `(x, y)`, a `tf.data.Dataset`, a `PyDataset` or `compress.Data`; not needed by passes that do not train.
+            data: `(x, y)`, a `tf.data.Dataset`, a `PyDataset` or `compress.Data`; passes that do not train need none.
         """
         from compress.data.split import as_data
 
@@ -80,6 +80,3 @@ class Pass(Options):
     def model_files(self) -> dict[str, ModelFile]:
         """Return the model files that this pass reads, by option."""
         return {name: value for name, value in self if isinstance(value, ModelFile)}
-
-
-Epochs = Annotated[int, Field(ge=0, le=1_000_000)]

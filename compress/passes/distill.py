@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from compress.errors import UsageError
-from compress.finetuning import Training
 from compress.options import Share
 from compress.passes.base import Pass
 from compress.passes.training import TeacherOption, resolve_teacher, train_copy
+from compress.training.options import Training
 
 if TYPE_CHECKING:
     import keras
@@ -24,7 +24,7 @@ class Distillation(Training, Pass):
     type: Literal["distill"] = "distill"
     teacher: TeacherOption
     """The model to learn from: a `.keras` file, or `input` for the input model itself. It is never changed."""
-    temperature: float = Field(default=4.0, gt=0, allow_inf_nan=False)
+    temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     """Softens both models' answers, so that small probabilities teach too."""
     alpha: Share = 0.9
     """Weight of the teacher's answers; `1 - alpha` is the weight of the labels, where there are any."""
@@ -35,7 +35,9 @@ class Distillation(Training, Pass):
         """Return a copy of `model`, the student, that was taught."""
         teacher = resolve_teacher(self.teacher, model)
         if teacher is None:
-            raise UsageError("distillation needs a teacher. Received: teacher=None", "Give a keras.Model or {path: FILE}.")
+            raise UsageError(
+                "distillation needs a teacher. Received: teacher=None", "Give a keras.Model or {path: FILE}."
+            )
         return train_copy(model, data, self, teacher=teacher, temperature=self.temperature, alpha=self.alpha)
 
     def needs_data(self) -> tuple[str, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from compress.finetuning import Training
 from compress.passes.base import Pass
 from compress.passes.training import train_copy
+from compress.training.options import Training
 
 if TYPE_CHECKING:
     import keras

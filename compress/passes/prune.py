@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from compress.finetuning import Training
 from compress.options import parse_fraction
 from compress.passes.base import Pass
 from compress.passes.training import TeacherOption, resolve_teacher, train_copy
 from compress.pruning.schedules import PolynomialSchedule, Schedule
+from compress.training.options import Training
 
 if TYPE_CHECKING:
     import keras
@@ -46,7 +46,11 @@ class MagnitudePruning(Training, Pass):
             from compress.pruning.magnitude import prune_weights
 
             return prune_weights(
-                model, self.sparsity, include=self.include, exclude=self.exclude, distribution=self.distribution
+                model,
+                self.sparsity,
+                include=self.include,
+                exclude=self.exclude,
+                distribution=self.distribution,
             )
         from compress.pruning.callback import Pruning
 

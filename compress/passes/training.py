@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import keras
 
     from compress.data.split import Data
-    from compress.finetuning import Training
     from compress.pruning.callback import Pruning
+    from compress.training.options import Training
 
 INPUT = "input"
 
@@ -35,7 +35,9 @@ def _check_teacher(value: Any) -> Any:
 TeacherOption = Annotated[
     Any,
     BeforeValidator(_check_teacher),
-    PlainSerializer(lambda t: t if t is None or isinstance(t, (str, dict)) else _describe_teacher(t), when_used="always"),
+    PlainSerializer(
+        lambda t: t if t is None or isinstance(t, (str, dict)) else _describe_teacher(t), when_used="always"
+    ),
     WithJsonSchema({"anyOf": [{"type": "string"}, ModelFile.model_json_schema(), {"type": "null"}]}),
 ]
 """A teacher: a `.keras` file, the input model, a `keras.Model` (Python only), or none."""

@@ -98,9 +98,7 @@ class Pruning(keras.callbacks.Callback):
         self.skipped: list[Skipped] = []
         start = self.schedule.sparsity_at(self.schedule.begin, sparsity)
         if start > sparsity:
-            raise UsageError(
-                f"expected an initial sparsity of at most the final {sparsity}. Received: {start}"
-            )
+            raise UsageError(f"expected an initial sparsity of at most the final {sparsity}. Received: {start}")
         magnitude_masks([np.zeros(1)], sparsity, distribution)  # complain about the distribution now
 
     def set_model(self, model: keras.Model) -> None:

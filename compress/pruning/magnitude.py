@@ -40,9 +40,7 @@ def prune_weights(
     copy = copy_model(model)
     kernels, _ = find_kernels(copy, include, exclude)
     values = kernel_values(kernels)
-    for kernel, value, mask in zip(
-        kernels, values, magnitude_masks(values, sparsity, distribution), strict=True
-    ):
+    for kernel, value, mask in zip(kernels, values, magnitude_masks(values, sparsity, distribution), strict=True):
         kernel.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
     return copy
 

@@ -43,18 +43,13 @@ def magnitude_masks(
         raise UsageError(f"expected distribution to be one of {sorted(_COUNTS)}. Received: {distribution!r}")
     scores = [magnitude_scores(each) for each in weights]
     return [
-        lowest_mask(each, count)
-        for each, count in zip(scores, _COUNTS[distribution](scores, sparsity), strict=True)
+        lowest_mask(each, count) for each, count in zip(scores, _COUNTS[distribution](scores, sparsity), strict=True)
     ]
 
 
 def require_sparsity(sparsity: float) -> None:
     """Raise UsageError unless `sparsity` is a number in [0, 1)."""
-    if (
-        isinstance(sparsity, bool)
-        or not isinstance(sparsity, (int, float, np.number))
-        or not 0 <= sparsity < 1
-    ):
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number)) or not 0 <= sparsity < 1:
         raise UsageError(f"expected sparsity at least 0 and less than 1. Received: sparsity={sparsity!r}")
 
 

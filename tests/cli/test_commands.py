@@ -27,7 +27,18 @@ def invoke(monkeypatch, workspace):
 
 def test_version_and_help(invoke):
     assert invoke("--version").stdout.startswith("bmcompress 0.")
-    for command in ("run", "distill", "prune", "finetune", "export", "benchmark", "inspect", "check", "quickstart", "recipe"):
+    for command in (
+        "run",
+        "distill",
+        "prune",
+        "finetune",
+        "export",
+        "benchmark",
+        "inspect",
+        "check",
+        "quickstart",
+        "recipe",
+    ):
         assert invoke(command, "--help").stdout
 
 
@@ -61,7 +72,18 @@ def test_broken_budget_file_exits_6(invoke, tmp_path, workspace):
 
 
 def test_print_recipe_is_the_same_run(invoke, tmp_path):
-    arguments = ["prune", "net.keras", "--sparsity", "0.5", "--data", "npz:data.npz", "--epochs", 0, "--to", "none"]
+    arguments = [
+        "prune",
+        "net.keras",
+        "--sparsity",
+        "0.5",
+        "--data",
+        "npz:data.npz",
+        "--epochs",
+        0,
+        "--to",
+        "none",
+    ]
     text = invoke(*arguments, "--rescale", "1/2", "--print-recipe").stdout
     recipe = yaml.safe_load(text)
     assert recipe["passes"][0] | {"sparsity": 0.5, "epochs": 0, "type": "prune"} == recipe["passes"][0]
@@ -82,16 +104,20 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(invoke, workspace, tmp
     text = invoke("prune", "net.keras", "--sparsity", "0.5", "--data", "npz:data.npz", "--print-recipe").stdout
     (tmp_path / "r.yaml").write_text(text)
     plan = json.loads(invoke("run", tmp_path / "r.yaml", "--dry-run", "--json", "-o", tmp_path / "o").stdout)
-    assert [step["step"] for step in plan["steps"]] == ["input", "prune", "export tflite", "export onnx", "benchmark"]
+    assert [step["step"] for step in plan["steps"]] == [
+        "input",
+        "prune",
+        "export tflite",
+        "export onnx",
+        "benchmark",
+    ]
     assert not (tmp_path / "o").exists()
 
 
 def test_benchmark_without_keras_files(invoke, workspace, tmp_path):
     invoke("export", "net.keras", "-o", tmp_path, "--data", "npz:data.npz")
     files = [tmp_path / "net.tflite", tmp_path / "net.onnx"]
-    report = json.loads(
-        invoke("benchmark", *files, "--data", "npz:data.npz", "--processes", 1, "--json").stdout
-    )
+    report = json.loads(invoke("benchmark", *files, "--data", "npz:data.npz", "--processes", 1, "--json").stdout)
     assert [r["file"] for r in report["results"]] == ["net.tflite", "net.onnx"]
     assert report["results"][1]["quality"]["agreement"]["value"] == 1.0
     assert report["results"][1]["quality"]["accuracy"]["n"] == 128
@@ -107,9 +133,21 @@ def test_benchmark_without_keras_files(invoke, workspace, tmp_path):
         (["prune", "data.npz", "--sparsity", "0.5", "--epochs", "0"], 4, "data.npz"),
         (["prune", "net.keras", "--sparsity", "0.5"], 4, "needs a 'train' split"),
         (["prune", "net.keras", "--sparsity", "0.5", "--data", "nzp:data.npz"], 2, "did you mean `npz:`?"),
-        (["prune", "net.keras", "--sparsity", "0.5", "--epochs", "0", "--to", "tflight"], 2, "expected tflite"),
-        (["prune", "net.keras", "--sparsity", "0.5", "--epochs", "0", "--exclude", "hed"], 2, "Did you mean 'head'?"),
-        (["prune", "net.keras", "--sparsity", "0.5", "--epochs", "0", "--set", "passes.prun.x=1"], 3, "no entry `prun`"),
+        (
+            ["prune", "net.keras", "--sparsity", "0.5", "--epochs", "0", "--to", "tflight"],
+            2,
+            "expected tflite",
+        ),
+        (
+            ["prune", "net.keras", "--sparsity", "0.5", "--epochs", "0", "--exclude", "hed"],
+            2,
+            "Did you mean 'head'?",
+        ),
+        (
+            ["prune", "net.keras", "--sparsity", "0.5", "--epochs", "0", "--set", "passes.prun.x=1"],
+            3,
+            "no entry `prun`",
+        ),
         (["prune", "net.keras", "--sparsity", "0.5", "--data", "mod:function"], 3, "--allow-import mod"),
         (["run", "quickstrat"], 3, "Did you mean `quickstart`?"),
         (["inspect", "data.npz"], 4, "data.npz"),
@@ -167,4 +205,7 @@ def test_recipe_commands(invoke, tmp_path):
         assert json.loads(invoke("recipe", "schema", "--of", name).stdout)["$schema"]
     bad = tmp_path / "bad.yaml"
     bad.write_text("schema: bmcompress/recipe/v1\nname: x\nmodel: {path: m.keras}\npasses: [{type: prun}]\n")
-    assert f"{bad}:4: passes.0: unknown pass `prun`; did you mean `prune`?" in invoke("recipe", "validate", bad, code=3).stderr
+    assert (
+        f"{bad}:4: passes.0: unknown pass `prun`; did you mean `prune`?"
+        in invoke("recipe", "validate", bad, code=3).stderr
+    )

@@ -170,9 +170,7 @@ def test_files_that_are_no_images_are_counted(photos):
     (photos / "cat" / "notes.txt").write_text("x")
     (photos / "cat" / ".hidden").write_text("x")
     (photos / "stray.png").write_bytes(b"")
-    assert load(photos, "size=6x4&split=all").notes == (
-        f"{photos}: 2 files are no images of a class and are left out",
-    )
+    assert load(photos, "size=6x4&split=all").notes == (f"{photos}: 2 files are no images of a class and are left out",)
 
 
 def test_links_that_leave_the_folder(tmp_path, photos):

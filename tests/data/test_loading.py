@@ -158,13 +158,9 @@ def test_step_that_does_not_fit(folder, query, words):
 def test_integer_images_are_noted_and_left_alone(folder):
     data = load(folder, "npz:images.npz?split=all")
     assert data.test.x.dtype == np.uint8
-    assert data.notes == (
-        "images.npz: x is uint8 in 0..225, given to the model as stored; --rescale 1/255 scales it",
-    )
+    assert data.notes == ("images.npz: x is uint8 in 0..225, given to the model as stored; --rescale 1/255 scales it",)
     assert load(folder, "npz:images.npz?split=all&rescale=1/255").notes == ()
-    assert len(load(folder, "npz:images.npz").notes) == 2, (
-        "how it is divided, and the range once for both splits"
-    )
+    assert len(load(folder, "npz:images.npz").notes) == 2, "how it is divided, and the range once for both splits"
 
 
 def test_digest_is_of_what_the_model_sees(folder):
@@ -172,8 +168,7 @@ def test_digest_is_of_what_the_model_sees(folder):
     np.savez(folder / "copy.npz", x_test=X + 100, y_test=np.arange(10))
     assert load(folder, {"test": "npz:copy.npz"}).test.digest == plain
     changed = [
-        load(folder, {"test": f"npz:parts.npz?{q}"}).test.digest
-        for q in ("take=9", "rescale=2", "labels=false")
+        load(folder, {"test": f"npz:parts.npz?{q}"}).test.digest for q in ("take=9", "rescale=2", "labels=false")
     ]
     assert len({plain, *changed}) == 4
 

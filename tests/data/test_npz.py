@@ -205,9 +205,7 @@ def test_any_changed_bits_give_a_data_error_or_the_arrays(tmp_path):
         content = bytearray(intact)
         for position in random.integers(len(content), size=random.integers(1, 8)):
             content[position] ^= 1 << random.integers(8)
-        (tmp_path / "a.npz").write_bytes(
-            content[: random.integers(len(content))] if random.random() < 0.1 else content
-        )
+        (tmp_path / "a.npz").write_bytes(content[: random.integers(len(content))] if random.random() < 0.1 else content)
         try:
             load(f"npz:{tmp_path}/a.npz")
         except DataError:

@@ -73,11 +73,7 @@ def test_says_what_is_wrong(text, words):
     with pytest.raises(UsageError) as caught:
         parse_reference(text)
     assert words in str(caught.value)
-    assert (
-        "Received" in str(caught.value)
-        or "unknown option" in str(caught.value)
-        or "such as" in str(caught.value)
-    )
+    assert "Received" in str(caught.value) or "unknown option" in str(caught.value) or "such as" in str(caught.value)
 
 
 def test_existing_folder_needs_no_prefix(tmp_path, monkeypatch):
@@ -110,9 +106,7 @@ def test_command_line_beats_reference():
 
 
 def test_splits_may_be_text():
-    options = DataOptions.model_validate(
-        {"train": "npz:a.npz?x=images", "test": {"type": "ref", "of": "train"}}
-    )
+    options = DataOptions.model_validate({"train": "npz:a.npz?x=images", "test": {"type": "ref", "of": "train"}})
     assert options.train == NpzFile(path="a.npz", x="images")
     assert options.test == SplitReference(of="train")
 
@@ -152,9 +146,7 @@ def test_section_is_refused(section, words):
 
 def test_reference_cycle_is_refused():
     with pytest.raises(ValidationError, match=r"train -> test -> train"):
-        DataOptions.model_validate(
-            {"train": {"type": "ref", "of": "test"}, "test": {"type": "ref", "of": "train"}}
-        )
+        DataOptions.model_validate({"train": {"type": "ref", "of": "test"}, "test": {"type": "ref", "of": "train"}})
 
 
 def test_resolve_counts_from_the_folder():

@@ -36,9 +36,7 @@ def test_batches_of_arrays_and_streams():
 
 def test_stream_that_fails_is_named_and_keeps_its_cause():
     stream = Split("train", stream=Batches([np.ones(2), np.ones(2)], fail=1))
-    with pytest.raises(
-        DataError, match=r"'train' failed after batch 1: RuntimeError: the disk is gone$"
-    ) as caught:
+    with pytest.raises(DataError, match=r"'train' failed after batch 1: RuntimeError: the disk is gone$") as caught:
         stream.all()
     assert isinstance(caught.value.__cause__, RuntimeError)
 

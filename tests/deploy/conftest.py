@@ -75,9 +75,7 @@ def named():
     """A model that takes and returns dicts, whose keys are not the names of its inputs."""
     inputs = {"wide": keras.Input((4,), name="first"), "deep": keras.Input((4,), name="second")}
     both = inputs["wide"] - 3 * inputs["deep"]
-    return keras.Model(
-        inputs, {"sum": L.Dense(1, name="d1")(both), "class": L.Dense(3, name="d2")(both)}, name="named"
-    )
+    return keras.Model(inputs, {"sum": L.Dense(1, name="d1")(both), "class": L.Dense(3, name="d2")(both)}, name="named")
 
 
 def recurrent():

@@ -83,9 +83,7 @@ class Fixed(L.Layer):
 
 def test_a_model_that_must_know_its_batch_size_is_traced_for_one_sample(tmp_path):
     inputs = keras.Input(batch_shape=(1, 3), name="x")
-    saved, names, places = _saved(
-        keras.Model(inputs, Fixed(name="fixed")(inputs), name="model"), tmp_path / "saved"
-    )
+    saved, names, places = _saved(keras.Model(inputs, Fixed(name="fixed")(inputs), name="model"), tmp_path / "saved")
     assert saved.endpoints == [("serve_single", 1)]
     assert to_onnx(str(saved.folder), saved.endpoints[0], names, saved.outputs, places, opset=17)[1] == 1
 
@@ -103,15 +101,11 @@ class Constant(L.Layer):
 
 def test_captured_tensors_become_constants_of_the_onnx_file(tmp_path):
     inputs = keras.Input((300,), name="x")
-    saved, names, places = _saved(
-        keras.Model(inputs, Constant(name="c")(inputs), name="model"), tmp_path / "saved"
-    )
+    saved, names, places = _saved(keras.Model(inputs, Constant(name="c")(inputs), name="model"), tmp_path / "saved")
     content, _ = to_onnx(str(saved.folder), saved.endpoints[0], names, saved.outputs, places, opset=17)
     session = onnxruntime.InferenceSession(content)
     assert [value.name for value in session.get_inputs()] == ["x"]
-    np.testing.assert_array_equal(
-        session.run(None, {"x": np.ones((1, 300), "float32")})[0][0], np.arange(300) + 1
-    )
+    np.testing.assert_array_equal(session.run(None, {"x": np.ones((1, 300), "float32")})[0][0], np.arange(300) + 1)
 
 
 def _gru():
@@ -123,9 +117,7 @@ def _gru():
 def _twins():
     """Twice the same layer on the same tensor: the converter keeps one of them, whichever."""
     inputs, shared = keras.Input((4,), name="x"), L.Dense(4, use_bias=False, name="shared")
-    return keras.Model(
-        inputs, [shared(shared(inputs)), keras.ops.softmax(shared(inputs)), inputs], name="model"
-    )
+    return keras.Model(inputs, [shared(shared(inputs)), keras.ops.softmax(shared(inputs)), inputs], name="model")
 
 
 @pytest.mark.parametrize("make", [_gru, _twins])
@@ -135,9 +127,7 @@ def test_onnx_bytes_depend_on_nothing_but_the_model(tmp_path, make):
     files, kept = [], []
     for i in range(3):  # tf2onnx counts names up within a process, and orders nodes by where memory is free
         kept.append([object() for _ in range(1237 * i)])
-        files.append(
-            to_onnx(str(saved.folder), saved.endpoints[0], names, saved.outputs, places, opset=17)[0]
-        )
+        files.append(to_onnx(str(saved.folder), saved.endpoints[0], names, saved.outputs, places, opset=17)[0])
     assert files[0] == files[1] == files[2]
     x = np.random.default_rng(0).standard_normal((3, *model.inputs[0].shape[1:]), dtype="float32")
     outputs = onnxruntime.InferenceSession(files[0]).run(None, {"x": x})

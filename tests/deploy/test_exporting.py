@@ -52,8 +52,7 @@ def test_files_take_and_return_tensors_in_the_order_of_the_model(exported, name,
     assert [info.name for info in runtime.inputs] == expected[0]
     assert [info.name for info in runtime.outputs] == expected[1]
     reference = [
-        keras.ops.convert_to_numpy(output)
-        for output in keras.tree.flatten(made.model(made.x, training=False))
+        keras.ops.convert_to_numpy(output) for output in keras.tree.flatten(made.model(made.x, training=False))
     ]
     for size in (1, 3, 7, 3):
         outputs = predict(runtime, made.x, batch_size=size)
@@ -74,9 +73,7 @@ def test_onnx_files_are_plain_onnx(exported):
     onnx.checker.check_model(model, full_check=True)
     assert [(item.domain, item.version) for item in model.opset_import] == [("", 17)]
     assert model.producer_name == "bmcompress"
-    dimensions = [
-        value.type.tensor_type.shape.dim[0].dim_param for value in (*model.graph.input, *model.graph.output)
-    ]
+    dimensions = [value.type.tensor_type.shape.dim[0].dim_param for value in (*model.graph.input, *model.graph.output)]
     assert dimensions == ["batch"] * 6
 
 

@@ -10,9 +10,7 @@ from compress.deploy.onnx_canonical import canonicalize
 
 
 def _model(nodes, constants, outputs):
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()
-    ]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()]
     graph = helper.make_graph(
         nodes,
         "any",
@@ -49,13 +47,9 @@ def test_names_and_order_do_not_matter():
 
 def test_an_output_that_is_a_constant_stays():
     model = _canonical(
-        _model(
-            [helper.make_node("Add", ["x", "c"], ["y"], name="n")], {"c": [5, 6]}, {"y": [None, 2], "c": [2]}
-        )
+        _model([helper.make_node("Add", ["x", "c"], ["y"], name="n")], {"c": [5, 6]}, {"y": [None, 2], "c": [2]})
     )
-    y, c = onnxruntime.InferenceSession(model.SerializeToString()).run(
-        None, {"x": np.ones((1, 2), "float32")}
-    )
+    y, c = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": np.ones((1, 2), "float32")})
     np.testing.assert_array_equal(y, [[6, 7]])
     np.testing.assert_array_equal(c, [5, 6])
 
@@ -76,8 +70,7 @@ def test_variables_of_a_loop_are_sorted_by_what_they_compute(swapped):
         "body",
         [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, [])]
         + [value(f"in_{name}", TensorProto.FLOAT, []) for name, _, _ in states],
-        [value("still", TensorProto.BOOL, [])]
-        + [value(f"out_{name}", TensorProto.FLOAT, []) for name, _, _ in states],
+        [value("still", TensorProto.BOOL, [])] + [value(f"out_{name}", TensorProto.FLOAT, []) for name, _, _ in states],
     )
     loop = helper.make_node(
         "Loop", ["count", "", "one", "one"], [f"last_{name}" for name, _, _ in states], name="loop", body=body
@@ -91,8 +84,6 @@ def test_variables_of_a_loop_are_sorted_by_what_they_compute(swapped):
     content = _canonical(model).SerializeToString()
     assert onnxruntime.InferenceSession(content).run(None, {"x": np.ones((1, 2), "float32")})[0] == 27 - 8
     bodies = [node.attribute[0].g for node in model.graph.node if node.op_type == "Loop"]
-    carried = {
-        out.name: source.name for source, out in zip(bodies[0].input[2:], bodies[0].output[1:], strict=True)
-    }
+    carried = {out.name: source.name for source, out in zip(bodies[0].input[2:], bodies[0].output[1:], strict=True)}
     order = [next(node.op_type for node in bodies[0].node if node.output[0] == out) for out in carried]
     assert order == ["Mul", "Add"]  # the order of their digests, whichever stood first

@@ -67,7 +67,13 @@ def test_bytes_are_exact():
 
 @pytest.mark.parametrize(
     ("right", "n", "expected"),
-    [(950, 1000, "pass"), (850, 1000, "fail"), (905, 1000, "inconclusive"), (9, 10, "inconclusive"), (930, 1000, "pass")],
+    [
+        (950, 1000, "pass"),
+        (850, 1000, "fail"),
+        (905, 1000, "inconclusive"),
+        (9, 10, "inconclusive"),
+        (930, 1000, "pass"),
+    ],
 )
 def test_accuracy_floor(right, n, expected):
     assert verdicts({"accuracy": {"min": "90%"}}, result(quality(right, n))) == [("accuracy.min", expected)]

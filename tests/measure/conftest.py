@@ -30,17 +30,13 @@ def save_dense_onnx(path: Path, *kernels: np.ndarray) -> Path:
     """Write a chain of products with `kernels`, each `(inputs, outputs)`, for any batch."""
     names = [f"h{index}" for index in range(len(kernels))] + ["y"]
     names[0] = "x"
-    nodes = [
-        helper.make_node("MatMul", [names[i], f"kernel_{i}"], [names[i + 1]]) for i in range(len(kernels))
-    ]
+    nodes = [helper.make_node("MatMul", [names[i], f"kernel_{i}"], [names[i + 1]]) for i in range(len(kernels))]
     constants = {f"kernel_{i}": kernel.astype(np.float32) for i, kernel in enumerate(kernels)}
     shapes = {"x": ["n", kernels[0].shape[0]]}, {"y": ["n", kernels[-1].shape[1]]}
     return save_onnx(path, nodes, *shapes, constants)
 
 
-def save_dense_tflite(
-    path: Path, kernel: np.ndarray, kind: int = 0, scales: tuple = (), zeros: tuple = ()
-) -> Path:
+def save_dense_tflite(path: Path, kernel: np.ndarray, kind: int = 0, scales: tuple = (), zeros: tuple = ()) -> Path:
     """Write one FULLY_CONNECTED operator; `kernel` holds the stored numbers `(outputs, inputs)`."""
     outputs, inputs = kernel.shape
 

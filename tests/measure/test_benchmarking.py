@@ -95,9 +95,7 @@ def test_unlabelled_stream_of_named_outputs(make_onnx):
         ]
         shapes = {"scores": ["n", 3], "sums": ["n", 4]}
         inputs = {"left": ["n", 4], "right": ["n", 4]}
-        return make_onnx(
-            name, nodes, inputs, {key: shapes[key] for key in order}, {"kernel": KERNEL.astype("f")}
-        )
+        return make_onnx(name, nodes, inputs, {key: shapes[key] for key in order}, {"kernel": KERNEL.astype("f")})
 
     class Task:
         def __init__(self, name, kind):
@@ -145,9 +143,7 @@ def test_tasks_are_inferred_from_outputs_and_labels(make_dense_onnx, split):
 
 def test_a_reference_outside_the_files(make_dense_onnx, split):
     base, file = make_dense_onnx("base", KERNEL), make_dense_onnx("file", -KERNEL)
-    report = benchmark_files(
-        [file], split, reference=base, tasks=["classification"], latency=False, memory=False
-    )
+    report = benchmark_files([file], split, reference=base, tasks=["classification"], latency=False, memory=False)
     assert len(report.results) == 1
     assert report.results[0].quality["accuracy"].drop.lost == 30
     assert report.reference == str(base)

@@ -39,9 +39,7 @@ def test_drop_counts_discordant_samples():
 
 
 def test_a_gain_is_a_negative_drop():
-    metrics = evaluate_outputs(
-        [SCORES], [np.array([0, 1, 0, 1])], ["classification"], [SCORES[[0, 0, 2, 3]]]
-    ).metrics
+    metrics = evaluate_outputs([SCORES], [np.array([0, 1, 0, 1])], ["classification"], [SCORES[[0, 0, 2, 3]]]).metrics
     assert metrics["accuracy"].drop.value == -0.25
 
 
@@ -74,9 +72,7 @@ def test_binary_is_decided_at_half_or_at_zero(task, outputs, shape):
 
 def test_multilabel_is_the_share_of_right_labels():
     outputs = np.array([[0.9, 0.1, 0.8], [0.2, 0.2, 0.9]])
-    metric = evaluate_outputs([outputs], [np.array([[1, 0, 0], [0, 0, 1]])], ["multilabel"]).metrics[
-        "accuracy"
-    ]
+    metric = evaluate_outputs([outputs], [np.array([[1, 0, 0], [0, 0, 1]])], ["multilabel"]).metrics["accuracy"]
     assert metric.value == pytest.approx(5 / 6)
     assert metric.n == 2
 
@@ -100,9 +96,7 @@ def test_sequences_count_all_positions_but_samples_carry_the_interval():
 
 def test_regression_errors_and_their_rise():
     labels = np.array([1.0, 2.0, 3.0])
-    metrics = evaluate_outputs(
-        [np.array([[1.0], [2.0], [5.0]])], [labels], ["regression"], [labels[:, None]]
-    ).metrics
+    metrics = evaluate_outputs([np.array([[1.0], [2.0], [5.0]])], [labels], ["regression"], [labels[:, None]]).metrics
     assert metrics["mse"].value == pytest.approx(4 / 3)
     assert metrics["mae"].value == pytest.approx(2 / 3)
     assert metrics["mse"].drop.value == pytest.approx(4 / 3)

@@ -19,9 +19,7 @@ def _metric(value, drop=None, **parts):
 
 
 def _size(**parts):
-    numbers = dict.fromkeys(
-        ("parameters", "nonzero_parameters", "kernel_weights", "distinct_weights", "macs"), 5
-    )
+    numbers = dict.fromkeys(("parameters", "nonzero_parameters", "kernel_weights", "distinct_weights", "macs"), 5)
     base = {
         "file_bytes": 61440,
         "gzip_bytes": 1234,
@@ -102,9 +100,7 @@ def _report(*files):
 
 def test_json_matches_the_published_schema():
     change = results.Change(value=0.01, ci95=(-0.01, 0.03), lost=3, gained=2, mcnemar_p=1.0)
-    report = _report(
-        _file(quality={"accuracy": _metric(0.85, change)}, latency=[_latency()]), _file("b.onnx")
-    )
+    report = _report(_file(quality={"accuracy": _metric(0.85, change)}, latency=[_latency()]), _file("b.onnx"))
     schema = results.BenchmarkReport.model_json_schema()
     data = json.loads(report.to_json(), parse_constant=pytest.fail)
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -178,9 +174,7 @@ def test_rows_of_several_settings_and_of_errors():
 
 def test_short_names_only_where_they_tell_files_apart():
     report = _report(_file("x/a.onnx", latency=[_latency(reference="x/base.onnx")]))
-    short = report.model_copy(
-        update={"reference": "x/b.onnx", "warnings": ["x/a.onnx is slow"]}
-    ).with_short_names()
+    short = report.model_copy(update={"reference": "x/b.onnx", "warnings": ["x/a.onnx is slow"]}).with_short_names()
     assert (short.results[0].file, short.reference, short.warnings) == (
         "a.onnx",
         "b.onnx",

@@ -26,9 +26,7 @@ def test_paired_interval_by_hand():
     assert statistics.paired_difference_interval(0, 0, 0) is None
 
 
-@pytest.mark.parametrize(
-    ("lost", "gained", "p"), [(0, 0, 1.0), (5, 5, 1.0), (10, 2, 0.0385742), (205, 121, 3.79e-6)]
-)
+@pytest.mark.parametrize(("lost", "gained", "p"), [(0, 0, 1.0), (5, 5, 1.0), (10, 2, 0.0385742), (205, 121, 3.79e-6)])
 def test_mcnemar_is_the_exact_binomial_test(lost, gained, p):
     assert statistics.mcnemar_p(lost, gained) == pytest.approx(p, rel=0.01)
     assert statistics.mcnemar_p(gained, lost) == statistics.mcnemar_p(lost, gained)
@@ -117,9 +115,7 @@ def test_ratio_interval_covers_the_truth(processes, process_sd):
     rng = np.random.default_rng(7)
     hits = 0
     for trial in range(300):
-        _, (low, high) = statistics.ratio_interval(
-            _pairs(rng, processes, 0.1, process_sd), resamples=300, seed=trial
-        )
+        _, (low, high) = statistics.ratio_interval(_pairs(rng, processes, 0.1, process_sd), resamples=300, seed=trial)
         hits += math.log(low) <= 0.1 <= math.log(high)
     assert hits / 300 >= 0.92
 

@@ -33,21 +33,15 @@ def keras_object(class_name: str, config: Any, module: str | None = "keras.layer
 def dense(name: str, units: int, inputs: int, **options: Any) -> Config:
     """Return a serialised Dense layer."""
     config = {"name": name, "trainable": True, "dtype": "float32", "units": units, "activation": "linear"}
-    return keras_object(
-        "Dense", {**config, "use_bias": True, **options}, build_config={"input_shape": [None, inputs]}
-    )
+    return keras_object("Dense", {**config, "use_bias": True, **options}, build_config={"input_shape": [None, inputs]})
 
 
 def sequential(*layers: Config, name: str = "good", inputs: int = 4) -> Config:
     """Return a serialised Sequential model."""
-    start = keras_object(
-        "InputLayer", {"batch_shape": [None, inputs], "dtype": "float32", "name": "input_layer"}
-    )
+    start = keras_object("InputLayer", {"batch_shape": [None, inputs], "dtype": "float32", "name": "input_layer"})
     config = {"name": name, "trainable": True, "dtype": "float32", "layers": [start, *layers]}
     built = {"input_shape": [None, inputs]}
-    return keras_object(
-        "Sequential", {**config, "build_input_shape": [None, inputs]}, "keras", build_config=built
-    )
+    return keras_object("Sequential", {**config, "build_input_shape": [None, inputs]}, "keras", build_config=built)
 
 
 def good_config() -> Config:
@@ -81,18 +75,10 @@ def write_archive(
 ) -> Path:
     """Write a `.keras` file and return its path."""
     with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr(
-            "metadata.json", json.dumps({"keras_version": version, "date_saved": "2026-01-01@00:00:00"})
-        )
-        text = (
-            config
-            if isinstance(config, (str, bytes))
-            else json.dumps(good_config() if config is None else config)
-        )
+        archive.writestr("metadata.json", json.dumps({"keras_version": version, "date_saved": "2026-01-01@00:00:00"}))
+        text = config if isinstance(config, (str, bytes)) else json.dumps(good_config() if config is None else config)
         archive.writestr("config.json", text)
-        archive.writestr(
-            "model.weights.h5", weights if isinstance(weights, bytes) else weights_bytes(weights)
-        )
+        archive.writestr("model.weights.h5", weights if isinstance(weights, bytes) else weights_bytes(weights))
     return path
 
 
@@ -210,9 +196,7 @@ def broken_archives(folder: Path) -> dict[str, tuple[Path, str]]:
 
     def twice(path: Path) -> None:
         with zipfile.ZipFile(write_archive(path), "a") as archive, warnings.catch_warnings(action="ignore"):
-            archive.writestr(
-                "config.json", json.dumps(after_good(keras_object("TFSMLayer", {"name": "second"})))
-            )
+            archive.writestr("config.json", json.dumps(after_good(keras_object("TFSMLayer", {"name": "second"}))))
 
     def crowd(path: Path) -> None:
         with zipfile.ZipFile(write_archive(path), "a") as archive:
@@ -425,11 +409,7 @@ def unsafe_configs(folder: Path, marker: Path) -> dict[str, tuple[Path, str]]:
         "units": (sequential(dense("hidden", 1 << 27, 4)), "'hidden' (Dense) asks for 536,870,912 weights"),
         "units_huge": (sequential(dense("hidden", 1 << 40, 4)), "a size bomb"),
         "units_nested": (
-            after_good(
-                keras_object(
-                    "Bidirectional", {"name": "b", "layer": keras_object("LSTM", {"units": 1 << 30})}
-                )
-            ),
+            after_good(keras_object("Bidirectional", {"name": "b", "layer": keras_object("LSTM", {"units": 1 << 30})})),
             "a size bomb",
         ),
         "filters": (
@@ -445,9 +425,7 @@ def unsafe_configs(folder: Path, marker: Path) -> dict[str, tuple[Path, str]]:
     }
     return {
         name: (
-            write_archive(
-                folder / f"{name}.keras", config, version="4.0.0" if name == "keras_4" else "3.15.1"
-            ),
+            write_archive(folder / f"{name}.keras", config, version="4.0.0" if name == "keras_4" else "3.15.1"),
             reason,
         )
         for name, (config, reason) in cases.items()

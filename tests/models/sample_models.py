@@ -63,9 +63,7 @@ def operations() -> keras.Model:
     y = ops.mean(ops.reshape(x, (-1, 2, 3)), axis=1)
     y = ops.concatenate([ops.relu(y * 2.0 - 1.0)[:, :2], x], axis=-1)
     y = layers.Activation(ops.gelu)(y)
-    out = layers.Dense(
-        2, name="out", kernel_regularizer="l2", kernel_constraint=keras.constraints.MaxNorm(2.0)
-    )(y)
+    out = layers.Dense(2, name="out", kernel_regularizer="l2", kernel_constraint=keras.constraints.MaxNorm(2.0))(y)
     model = keras.Model([a, b], {"first": out, "second": x}, name="operations")
     schedule = keras.optimizers.schedules.CosineDecay(1e-3, 100)
     model.compile(
@@ -136,15 +134,11 @@ def mixed() -> keras.Model:
 
 
 def brain_float() -> keras.Model:
-    return keras.Sequential(
-        [keras.Input((4,)), layers.Dense(3, dtype="bfloat16", name="brain")], name="brain_float"
-    )
+    return keras.Sequential([keras.Input((4,)), layers.Dense(3, dtype="bfloat16", name="brain")], name="brain_float")
 
 
 def quantized() -> keras.Model:
-    model = keras.Sequential(
-        [keras.Input((4,)), layers.Dense(3, use_bias=False, name="int8")], name="quantized"
-    )
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, use_bias=False, name="int8")], name="quantized")
     model.quantize("int8")
     return model
 
@@ -162,9 +156,7 @@ def strings() -> keras.Model:
 def statistics() -> keras.Model:
     normalization = layers.Normalization(name="statistics")
     normalization.adapt(np.random.default_rng(0).random((10, 3)))
-    return keras.Sequential(
-        [keras.Input((3,)), normalization, layers.Dense(2), layers.PReLU()], name="statistics"
-    )
+    return keras.Sequential([keras.Input((3,)), normalization, layers.Dense(2), layers.PReLU()], name="statistics")
 
 
 def late_built() -> keras.Model:
@@ -180,9 +172,7 @@ def dynamic() -> keras.Model:
 
 
 def custom() -> keras.Model:
-    return keras.Sequential(
-        [keras.Input((4,)), Scale(name="scale"), layers.Dense(2, name="head")], name="custom"
-    )
+    return keras.Sequential([keras.Input((4,)), Scale(name="scale"), layers.Dense(2, name="head")], name="custom")
 
 
 def subclassed() -> keras.Model:

@@ -103,9 +103,7 @@ def test_assets_are_listed_and_read(saved: dict[str, tuple[keras.Model, Path]]) 
             archive.read_asset("assets/none")
 
 
-def test_repacked_archive_is_the_same_model(
-    saved: dict[str, tuple[keras.Model, Path]], tmp_path: Path
-) -> None:
+def test_repacked_archive_is_the_same_model(saved: dict[str, tuple[keras.Model, Path]], tmp_path: Path) -> None:
     """A file that was unpacked and zipped again is compressed; its weights are read all the same."""
     model, path = saved["image"]
     with (

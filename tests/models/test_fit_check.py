@@ -9,9 +9,7 @@ from compress.models.task import check_inputs, check_labels, infer_task
 
 L = keras.layers
 IMAGES = keras.Sequential([L.Input((4, 4, 1), name="image"), L.Flatten(), L.Dense(3, activation="softmax")])
-TOKENS = keras.Sequential(
-    [L.Input((5,), name="tokens", dtype="int32"), L.Embedding(9, 2), L.Flatten(), L.Dense(1)]
-)
+TOKENS = keras.Sequential([L.Input((5,), name="tokens", dtype="int32"), L.Embedding(9, 2), L.Flatten(), L.Dense(1)])
 X = np.zeros((6, 4, 4, 1), "float32")
 
 

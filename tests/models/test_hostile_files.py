@@ -89,9 +89,7 @@ def test_hostile_file_is_refused(case: str, files: dict[str, tuple[Path, str]], 
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_unsafe_architecture_can_be_looked_at(
-    name: str, files: dict[str, tuple[Path, str]], marker: Path
-) -> None:
+def test_unsafe_architecture_can_be_looked_at(name: str, files: dict[str, tuple[Path, str]], marker: Path) -> None:
     try:
         inspect_model(files[f"config-{name}"][0])
     except ModelError:
@@ -172,7 +170,5 @@ assert inspect_model(sys.argv[1]).parameters == 23
 heavy = {"tensorflow", "keras", "torch", "jax", "onnx", "pydantic"} & set(sys.modules)
 assert not heavy, heavy
 """
-    finished = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False
-    )
+    finished = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr

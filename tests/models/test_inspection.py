@@ -65,9 +65,7 @@ def test_parameters_are_those_that_keras_counts(
 
 
 @pytest.mark.parametrize("name", MACS)
-def test_macs_are_those_worked_out_by_hand(
-    name: str, summaries: dict[str, tuple[keras.Model, ModelSummary]]
-) -> None:
+def test_macs_are_those_worked_out_by_hand(name: str, summaries: dict[str, tuple[keras.Model, ModelSummary]]) -> None:
     summary = summaries[name][1]
     assert summary.macs == MACS[name]
     assert summary.macs_missing == PARTIAL.get(name, ())
@@ -75,16 +73,10 @@ def test_macs_are_those_worked_out_by_hand(
 
 
 @pytest.mark.parametrize("name", sample_models.KERAS_ONLY)
-def test_output_shapes_are_those_of_keras(
-    name: str, summaries: dict[str, tuple[keras.Model, ModelSummary]]
-) -> None:
+def test_output_shapes_are_those_of_keras(name: str, summaries: dict[str, tuple[keras.Model, ModelSummary]]) -> None:
     model, summary = summaries[name]
     for layer in summary.layers:
-        if (
-            "/" not in layer.path
-            and layer.output_shape is not None
-            and layer.path in {x.name for x in model.layers}
-        ):
+        if "/" not in layer.path and layer.output_shape is not None and layer.path in {x.name for x in model.layers}:
             assert layer.output_shape[1:] == tuple(model.get_layer(layer.path).output.shape)[1:], layer.path
     shapes = [tuple(tensor.shape) for tensor in model.outputs]
     known = [output.shape for output in summary.outputs]
@@ -153,9 +145,7 @@ def test_what_passes_would_touch(summaries: dict[str, tuple[keras.Model, ModelSu
         "unknown layer type Scale: kernels are told by their names once it is loaded",
         "all 4 trainable weights",
     )
-    assert (
-        passes("subclassed", "second")[0] == "unknown: the layers of a subclassed model are not in the file"
-    )
+    assert passes("subclassed", "second")[0] == "unknown: the layers of a subclassed model are not in the file"
 
 
 def test_patterns_choose_kernels(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_task_is_inferred_from_head_and_labels(model, y, kind, head, sparse, los
     [
         ("sparse_categorical_crossentropy", "classification", True, False),
         (keras.losses.SparseCategoricalCrossentropy(from_logits=True), "classification", True, True),
+        (keras.losses.SparseCategoricalCrossentropy(name="mine"), "classification", True, False),
         (keras.losses.categorical_crossentropy, "classification", False, False),
         ("bce", "multilabel", None, False),
         ("mse", "regression", None, False),
@@ -133,9 +134,7 @@ def test_several_outputs_keep_their_names_losses_and_labels():
     task = infer_task(model, labels)
     assert task.keyed
     assert [(o.name, o.kind) for o in task.outputs] == [("what", "classification"), ("where", "regression")]
-    model.compile(
-        "sgd", loss={"what": "sparse_categorical_crossentropy", "where": "mae"}, metrics={"where": ["mse"]}
-    )
+    model.compile("sgd", loss={"what": "sparse_categorical_crossentropy", "where": "mae"}, metrics={"where": ["mse"]})
     task = infer_task(model, labels)
     assert [(o.loss, o.metrics) for o in task.outputs] == [
         ("sparse_categorical_crossentropy", ()),

@@ -41,9 +41,7 @@ def test_kernels_and_reasons():
         ("head/kernel", "head"),
     ]
     assert kernels[1].variable is model.get_layer("head").kernel
-    assert [(each.path, each.reason) for each in skipped] == [
-        ("encoder/bn", "BatchNormalization has no kernel")
-    ]
+    assert [(each.path, each.reason) for each in skipped] == [("encoder/bn", "BatchNormalization has no kernel")]
 
 
 def test_paths_are_the_same_after_loading(tmp_path):

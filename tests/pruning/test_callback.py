@@ -104,18 +104,14 @@ def test_schedule_is_followed_and_never_dense_in_between():
     model, record = build(), Record()
     schedule = PolynomialSchedule(begin=0.25, end=0.75, power=1, frequency=3)
     train(model, Pruning(0.8, schedule=schedule, include=["head"]), record)  # 24 steps: begin at 6, end at 18
-    steps = (
-        [0] * 5 + [0] * 3 + [29] * 3 + [58] * 3 + [86] * 3 + [115] * 7
-    )  # round(144 * (0.2, 0.4, 0.6, 0.8))
+    steps = [0] * 5 + [0] * 3 + [29] * 3 + [58] * 3 + [86] * 3 + [115] * 7  # round(144 * (0.2, 0.4, 0.6, 0.8))
     assert [each["head/kernel"] for each in record.zeros] == steps
     assert {each["conv/kernel"] for each in record.zeros} == {0}
 
 
 def test_steps_are_not_counted_in_calls():
     model, record = build(steps_per_execution=3), Record()
-    train(
-        model, Pruning(0.8, schedule=ConstantSchedule(begin=0.5)), record, epochs=2
-    )  # 16 steps, 3 calls each
+    train(model, Pruning(0.8, schedule=ConstantSchedule(begin=0.5)), record, epochs=2)  # 16 steps, 3 calls each
     assert [each["head/kernel"] for each in record.zeros] == [0, 0, 115, 115, 115, 115]
 
 

@@ -15,9 +15,7 @@ from compress.pruning.masks import magnitude_mask, magnitude_masks
 TIED = hnp.arrays(
     np.float32, hnp.array_shapes(max_dims=4, max_side=6), elements=st.sampled_from([-2, -1, -0.0, 0, 1, 2])
 )
-ANY = hnp.arrays(
-    np.float32, hnp.array_shapes(max_dims=3, max_side=8), elements=st.floats(width=32, allow_nan=False)
-)
+ANY = hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=8), elements=st.floats(width=32, allow_nan=False))
 SPARSITY = st.floats(0, 1, exclude_max=True)
 
 

@@ -23,7 +23,7 @@ from compress.models.walking import find_layers
 from compress.progress import track
 
 if TYPE_CHECKING:
-    from compress.finetuning import Training
+    from compress.training.options import Training
 
 _REFRESH_S = 0.1
 _SETTLED_WINDOWS = 10
@@ -31,7 +31,7 @@ _INFINITE = -1  # tf.data.INFINITE_CARDINALITY
 
 
 def build_optimizer(training: Training, total_steps: int, model: keras.Model) -> keras.optimizers.Optimizer:
-    """Return a fresh optimizer for `total_steps` steps; it scales the loss where `model` computes in float16."""
+    """Return a fresh optimizer for `total_steps` steps; it scales the loss if `model` uses float16."""
     rate: Any = training.base_rate()
     if training.learning_rate_schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=max(total_steps, 1))
@@ -130,8 +130,8 @@ def fit_guarded(
             if not streamed:
                 raise
             raise PassError(
-                f"training stopped in epoch {guard.epoch}, step {guard.step + 1}: reading the data or training on "
-                f"it raised {_reason(error)}"
+                f"training stopped in epoch {guard.epoch}, step {guard.step + 1}: "
+                f"reading the data or training on it raised {_reason(error)}"
             ) from error
     if guard.error:
         raise guard.error
@@ -139,14 +139,10 @@ def fit_guarded(
 
 
 def _reason(error: Exception) -> str:
-    """Return one line that says what went wrong; TensorFlow buries the exception of a stream in its own text."""
+    """Return what went wrong in one line; TensorFlow buries the exception of a stream in its own."""
     lines = [line.strip() for line in str(error).splitlines()]
     buried = [found[0] for line in lines if (found := re.search(r"\b[A-Za-z]+(Error|Exception): .+", line))]
-    plain = [
-        line
-        for line in lines
-        if line and line != "Graph execution error:" and not line.startswith("Detected")
-    ]
+    plain = [line for line in lines if line and line != "Graph execution error:" and not line.startswith("Detected")]
     return (buried or [f"{type(error).__name__}: {(plain or [''])[0]}"])[0][:300]
 
 
@@ -232,9 +228,7 @@ def settle_batch_norm(model: keras.Model, split: Split, total_steps: int) -> Non
         recalibrate_batch_norm(model, split)
 
 
-def recalibrate_batch_norm(
-    model: keras.Model, split: Split, samples: int = 2048, batch_size: int = 128
-) -> int:
+def recalibrate_batch_norm(model: keras.Model, split: Split, samples: int = 2048, batch_size: int = 128) -> int:
     """Set the moving statistics of batch normalisation to their averages over `split`; return how many
     layers.
 

@@ -99,8 +99,7 @@ def _unpack(x: Any) -> Any:
 def teacher_logits(outputs: Any, pairs: list[OutputPair]) -> list[Any]:
     """Return the float32 logits behind the teacher's outputs, one per output."""
     return [
-        _to_logits(values, pair.teacher.head)
-        for values, pair in zip(keras.tree.flatten(outputs), pairs, strict=True)
+        _to_logits(values, pair.teacher.head) for values, pair in zip(keras.tree.flatten(outputs), pairs, strict=True)
     ]
 
 
