@@ -22,16 +22,22 @@ from compress.models.digest import content_digest
 
 
 def recipe(workspace: Path, *passes: dict, **sections) -> dict:
+    """Return a recipe that trains and measures nothing, unless `data` says otherwise."""
     return {
         "schema": "bmcompress/recipe/v1",
         "name": "test",
         "seed": 3,
         "model": {"path": str(workspace / "net.keras")},
-        "data": f"npz:{workspace / 'data.npz'}",
+        "data": {"train": f"npz:{workspace / 'data.npz'}?split=train"},
         "passes": list(passes),
         "benchmark": {"enabled": False},
         **sections,
     }
+
+
+def everything(workspace: Path) -> str:
+    """Return the data reference with a test split, on which the files are measured."""
+    return f"npz:{workspace / 'data.npz'}"
 
 
 PRUNE = {"type": "prune", "sparsity": 0.5, "epochs": 2, "batch_size": 32}
@@ -51,9 +57,13 @@ def finished(workspace, tmp_path_factory):
         PRUNE,
     ]
     exports = [{"format": "tflite"}, {"format": "onnx"}]
-    budgets = [{"artifact": "tflite", "file": "1 MiB", "accuracy": {"min": 0.5}}]
-    benchmark = {"processes": 1, "pairs": 30}
-    source = recipe(workspace, *passes, exports=exports, budgets=budgets, benchmark=benchmark)
+    sections = {
+        "data": everything(workspace),
+        "exports": exports,
+        "budgets": [{"artifact": "tflite", "file": "1 MiB", "accuracy": {"min": 0.1}}],
+        "benchmark": {"processes": 1, "pairs": 30},
+    }
+    source = recipe(workspace, *passes, **sections)
     return source, compress.run(source, directory)
 
 
@@ -130,13 +140,14 @@ def test_input_file_is_never_changed(workspace, finished):
 
 def test_max_drop(workspace, tmp_path):
     one_shot = {"type": "prune", "sparsity": 0.95, "epochs": 0, "max_drop": "1 pp"}
+    data = everything(workspace)
     with pytest.raises(PassError, match=r"prune: accuracy fell by .* pp, allowed are 1 pp"):
-        compress.run(recipe(workspace, one_shot), tmp_path / "stop")
+        compress.run(recipe(workspace, one_shot, data=data), tmp_path / "stop")
     assert json.loads((tmp_path / "stop" / "manifest.json").read_text())["status"] == "failed"
-    run = compress.run(recipe(workspace, {**one_shot, "on_fail": "revert"}), tmp_path / "revert")
+    run = compress.run(recipe(workspace, {**one_shot, "on_fail": "revert"}, data=data), tmp_path / "revert")
     assert run.manifest.steps[0].reverted
     assert content_digest(run.model_path) == content_digest(workspace / "net.keras")
-    run = compress.run(recipe(workspace, {**one_shot, "on_fail": "warn"}), tmp_path / "warn")
+    run = compress.run(recipe(workspace, {**one_shot, "on_fail": "warn"}, data=data), tmp_path / "warn")
     assert run.manifest.steps[0].statistics["sparsity"] == pytest.approx(0.95, abs=0.01)
 
 

@@ -197,18 +197,27 @@ class _Bench:
         arguments = {**arguments, "allow_imports": self.allow_imports}
         return run_in_worker(f"compress.measure.children:{function}", arguments)
 
-    def _predict(self, file: str, advance: Callable[..., None]) -> tuple[list[str], list[np.ndarray]]:
-        """Return names and arrays of the outputs of `file` on all samples."""
-        path = str(Path(self.folder) / "outputs.npz")
-        arguments = {"path": file, "inputs": self._inputs, "outputs": path, "batch_size": _BATCH_SIZE}
-        names = self._in_child("predict_file", arguments)
-        advance(note=f"{Path(file).name}: outputs")
-        return names, read_outputs(path)
+    def _predict(self, files: list[str], advance: Callable[..., None]) -> dict[str, tuple[list[str], str]]:
+        """Return, by file, the names of its outputs on all samples and the file they are in.
+
+        `.keras` files share a process, as each start of TensorFlow takes seconds; other runtimes may crash and do not.
+        """
+        keras_files = [file for file in files if self.formats[file] == "keras"]
+        groups = [[file] for file in files if self.formats[file] != "keras"] + [keras_files] * bool(keras_files)
+        found = {}
+        for group in groups:
+            paths = {file: str(Path(self.folder) / f"outputs-{files.index(file)}.npz") for file in group}
+            arguments = {"files": paths, "inputs": self._inputs, "batch_size": _BATCH_SIZE}
+            names = self._in_child("predict_files", arguments)
+            found |= {file: (names[file], paths[file]) for file in group}
+            advance(len(group), note=f"{Path(group[-1]).name}: outputs")
+        return found
 
     def _measure_quality(
         self, files: list[str], data: Split, advance: Callable[..., None]
     ) -> dict[str, dict[str, Metric]]:
-        names, expected = self._predict(self.base, advance)
+        predicted = self._predict(list(dict.fromkeys([self.base, *files])), advance)
+        names, expected = predicted[self.base][0], read_outputs(predicted[self.base][1])
         y = data.all()[1] if data.has_labels else None
         tasks = infer_output_tasks(names, expected, y) if self.tasks == "infer" else self.tasks
         kinds = [as_output_kind(task) for task in tasks or ()]
@@ -223,7 +232,8 @@ class _Bench:
         for file in files:
             outputs, other = expected, None
             if file != self.base:
-                outputs, other = _in_order(names, *self._predict(file, advance)), expected
+                own_names, path = predicted[file]
+                outputs, other = _in_order(names, own_names, read_outputs(path)), expected
             quality[file] = evaluate_outputs(outputs, labels, kinds or None, other).metrics
         return quality
 

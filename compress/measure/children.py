@@ -29,16 +29,27 @@ def open_file(path: str | Path, threads: int = 1, allow_imports: Sequence[str] =
         return open_runtime(path, threads=threads)
 
 
-def predict_file(path: str, inputs: str, outputs: str, batch_size: int, allow_imports: Sequence[str]) -> list[str]:
-    """Write the outputs of `path` for all `inputs` to the `.npz` file `outputs`; return their names."""
-    runtime = open_file(path, allow_imports=allow_imports)
-    arrays = predict(runtime, Split("samples", x=read_inputs(inputs)), batch_size)
-    np.savez(outputs, *arrays)
-    return [info.name for info in runtime.outputs]
+def predict_files(
+    files: dict[str, str], inputs: str, batch_size: int, allow_imports: Sequence[str]
+) -> dict[str, list[str]]:
+    """Write the outputs of each file for all samples, and return their names by file.
+
+    Args:
+        files: model file -> `.npz` file for its outputs.
+        inputs: folder of the samples.
+        batch_size: samples per call.
+        allow_imports: packages whose classes a `.keras` file may name.
+    """
+    names = {}
+    for path, outputs in files.items():
+        runtime = open_file(path, allow_imports=allow_imports)
+        np.savez(outputs, *predict(runtime, Split("samples", x=read_inputs(inputs)), batch_size))
+        names[path] = [info.name for info in runtime.outputs]
+    return names
 
 
 def read_outputs(path: str | Path) -> list[np.ndarray]:
-    """Return the arrays that `predict_file` wrote, in the order of the file's outputs."""
+    """Return the arrays that `predict_files` wrote, in the order of the file's outputs."""
     with np.load(path, allow_pickle=False) as archive:
         return [archive[f"arr_{index}"] for index in range(len(archive.files))]
 

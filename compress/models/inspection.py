@@ -34,7 +34,7 @@ from compress.models.structure import (
 from compress.models.weight_store import WeightGroup
 
 _ALL = ("*",)
-_OPAQUE = "unknown"
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _open(archive: Archive) -> SavedModel:
         if any(True for _ in group.all_weights()):
             name = group.name or group.path.rpartition("/")[2] or "model"
             model.layers.append(
-                SavedLayer(name, _OPAQUE, {}, None, group, trainable=options.get("trainable") is not False)
+                SavedLayer(name, UNKNOWN, {}, None, group, trainable=options.get("trainable") is not False)
             )
     return model
 
@@ -240,7 +240,7 @@ def _summarise_layers(
 def _layer_macs(layer: SavedLayer, weights: list[NamedWeight]) -> int | None:
     """Return the multiply-accumulates of a layer over all of its calls."""
     kernels = tuple((w.path[len(layer.path) + 1 :], w.stored.shape) for w in weights if w.is_kernel)
-    keras = layer.kind != _OPAQUE and is_keras_object(layer.kind, layer.module)
+    keras = layer.kind != UNKNOWN and is_keras_object(layer.kind, layer.module)
     if not layer.inputs:
         known = keras and not weights
         return count_macs(LayerCall(layer.kind, layer.options, [], kernels, bool(weights))) if known else None
@@ -275,7 +275,7 @@ def _explain_prune(
     """Say what magnitude pruning would change in this layer, or why nothing."""
     if not weights:
         return "no: no weights"
-    if layer.kind == _OPAQUE:
+    if layer.kind == UNKNOWN:
         return "unknown: the layers of a subclassed model are not in the file"
     kernels = [weight for weight in weights if weight.is_kernel and len(weight.stored.shape) >= 2]
     if not kernels:
