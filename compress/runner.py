@@ -20,22 +20,20 @@ from typing import Any
 import keras
 
 from compress import __version__
-from compress.data.loading import load_data
-from compress.data.split import Data, Split
 from compress.deploy.exporting import export_models
-from compress.errors import BmcompressError, ModelError, PassError
+from compress.deploy.records import ExportRecord
+from compress.errors import BmcompressError, PassError
 from compress.files import atomic_path
 from compress.gate.verdicts import judge, raise_for_verdicts
 from compress.manifest import FileDigest, Manifest, StepRecord
 from compress.measure.benchmarking import benchmark_files
 from compress.measure.in_process import measure_model
-from compress.models.data_fit import fit_data
 from compress.models.digest import compile_digest, content_digest
 from compress.models.inspection import inspect_model
 from compress.models.opening import load_model, trust_packages
-from compress.models.task import Task, infer_task
 from compress.passes.base import Pass
 from compress.plan import FINAL_MODEL, INPUT, baseline_files, export_files, run_directory, step_file
+from compress.preparation import Inputs, prepare_inputs, sha256_of
 from compress.recipe import Recipe, load_recipe
 from compress.run_directory import open_run_directory
 from compress.run_result import Run
@@ -68,8 +66,10 @@ def run(
         BmcompressError: of the class that tells what went wrong; what was finished is kept.
     """
     loaded = load_recipe(recipe, overrides)
-    with open_run_directory(run_directory(loaded, directory)) as path, trust_packages(allow_imports):
-        manifest = _Runner(loaded, path, allow_imports, fresh).run()
+    with trust_packages(allow_imports):
+        inputs = prepare_inputs(loaded, allow_imports)
+        with open_run_directory(run_directory(loaded, directory)) as path:
+            manifest = _Runner(inputs, path, fresh).run()
     if raise_on_broken_budget:
         raise_for_verdicts(manifest.verdicts)
     return Run(path, manifest)
@@ -78,11 +78,18 @@ def run(
 class _Runner:
     """One run of one recipe in one locked directory."""
 
-    def __init__(self, recipe: Recipe, directory: Path, allow_imports: tuple[str, ...], fresh: bool):
-        self.recipe, self.directory, self.allow_imports = recipe, directory, allow_imports
+    def __init__(self, inputs: Inputs, directory: Path, fresh: bool):
+        self.inputs, self.recipe, self.directory = inputs, inputs.recipe, directory
+        self.data, self.task = inputs.data, inputs.task
         self.earlier = None if fresh else Manifest.load(directory)
+        splits = (self.data.train, self.data.validation, self.data.test, self.data.unlabelled)
         self.manifest = Manifest(
-            name=recipe.name, seed=recipe.seed, recipe_digest=recipe.digest(), versions=_versions()
+            name=self.recipe.name,
+            seed=self.recipe.seed,
+            recipe_digest=self.recipe.digest(),
+            versions=_versions(),
+            data={split.name: split.digest for split in splits if split},
+            notes=list(inputs.notes),
         )
         if self.earlier:
             self.manifest.steps = self.earlier.steps
@@ -90,96 +97,40 @@ class _Runner:
 
     def run(self) -> Manifest:
         try:
-            model = load_model(self.recipe.model.path, sha256=self.recipe.model.sha256)
-            passes = self._check_passes(model)
-            data = self._load_data(model)
-            task = self._task(model, data)
             self._take_input()
-            self._measure_input(model, data, task)
-            final = self._run_passes(passes, data, task)
+            final = self._run_passes()
             self._keep(FINAL_MODEL, lambda path: shutil.copyfile(final, path))
-            self._export(data)
-            self._benchmark(data, task)
+            self._export()
+            self._benchmark()
         except BmcompressError as error:
-            if self.manifest.input:  # else nothing has begun, and nothing is written
-                self._finish("failed", error=str(error))
+            self._finish("failed", error=str(error))
             raise
         self._finish("done")
         return self.manifest
 
     # The input -------------------------------------------------------------------------------------------------
 
-    def _check_passes(self, model: keras.Model) -> list[Pass]:
-        """Return the passes with their files pinned; what cannot work is said before anything is trained or written."""
-        passes = [self._pin_files(item) for item in self.recipe.passes]
-        for item in passes:
-            item.check(model)
-        return passes
-
     def _take_input(self) -> None:
         """Copy recipe and input model into the run, so that it stays whole when the originals change."""
         self._keep("recipe.yaml", lambda path: path.write_text(self.recipe.to_yaml()))
-        reference = self.recipe.model
-        target = self.directory / f"{INPUT}.keras"
-        content = content_digest(reference.path)
-        if not (target.exists() and self._earlier_file(f"{INPUT}.keras", content)):
-            self._keep(target.name, lambda path: shutil.copyfile(reference.path, path))
-        self.manifest.input = _digest_file(target, content)
+        source, target = Path(self.recipe.model.path), self.directory / f"{INPUT}.keras"
+        if not target.exists() or sha256_of(target) != sha256_of(source):
+            self._keep(target.name, lambda path: shutil.copyfile(source, path))
+        self.manifest.input = _digest_file(target, content_digest(target))
         self.manifest.input_statistics = _statistics(target)
-
-    def _earlier_file(self, name: str, content: str) -> bool:
-        known = self.earlier.input if self.earlier else None
-        return (
-            known is not None and known.path == name and known.content == content and _unchanged(self.directory, known)
-        )
-
-    def _load_data(self, model: keras.Model) -> Data:
-        options = self.recipe.data
-        required = {name for item in self.recipe.passes for name in item.needs_data()}
-        optional = {name for name in ("validation", "unlabelled", "test") if getattr(options, name) is not None}
-        wanted = required | (optional if self.recipe.passes else optional & {"test"})
-        data = load_data(
-            options,
-            base_folder=Path.cwd(),
-            allow_imports=self.allow_imports,
-            seed=self.recipe.seed,
-            needs=tuple(sorted(wanted)),
-        )
-        for item in self.recipe.passes:
-            for name in item.needs_data():
-                data.require(name, f"the pass {item.id!r}")
-        fitted = fit_data(model, data)
-        self.manifest.data = {
-            split.name: split.digest
-            for split in (fitted.train, fitted.validation, fitted.test, fitted.unlabelled)
-            if split
-        }
-        self._say(*fitted.notes)
-        return fitted
-
-    def _task(self, model: keras.Model, data: Data) -> Task | None:
-        split = data.train or data.test
-        if split is None:
-            return None
-        x, y = split.head(256)
-        task = infer_task(model, y, x)
-        self._say(*task.describe())
-        return task
-
-    def _measure_input(self, model: keras.Model, data: Data, task: Task | None) -> None:
         if self.recipe.passes:
-            self.manifest.input_metrics = _metrics(model, data, task)
-            self._save()
+            self.manifest.input_metrics = self._metrics(self.inputs.model)
+        self._save()
 
     # The passes ------------------------------------------------------------------------------------------------
 
-    def _run_passes(self, passes: list[Pass], data: Data, task: Task | None) -> Path:
+    def _run_passes(self) -> Path:
         """Run or skip every pass and return the file of the final model."""
         before = self.manifest.input
         metrics = self.manifest.input_metrics
         done: list[StepRecord] = []
         earlier = list(self.earlier.steps) if self.earlier else []
-        for position, item in enumerate(passes):
+        for position, item in enumerate(self.inputs.passes):
             key = self._step_key(item, before)
             known = earlier.pop(0) if earlier else None
             if known and known.key == key and _unchanged(self.directory, known.file):
@@ -187,7 +138,7 @@ class _Runner:
                 done.append(known)
             else:
                 earlier = []  # what was computed from the old step is old too
-                done.append(self._run_pass(item, position, key, before, data, task, metrics))
+                done.append(self._run_pass(item, position, key, before, metrics))
             self.manifest.steps = [
                 *done,
                 *earlier,
@@ -196,16 +147,6 @@ class _Runner:
             before, metrics = done[-1].file, done[-1].metrics
         self.manifest.steps = done
         return self.directory / before.path
-
-    def _pin_files(self, item: Pass) -> Pass:
-        """Pin the model files that a pass reads to what they hold now, so that a changed teacher is a changed step."""
-        pinned = {}
-        for name, file in item.model_files().items():
-            try:
-                pinned[name] = file.model_copy(update={"sha256": file.sha256 or _sha256(Path(file.path))})
-            except OSError as error:
-                raise ModelError(f"{file.path}: cannot be read: {error.strerror} ({item.id}.{name})") from None
-        return item.model_copy(update=pinned)
 
     def _step_key(self, item: Pass, before: FileDigest) -> str:
         parts = {
@@ -219,14 +160,7 @@ class _Runner:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _run_pass(
-        self,
-        item: Pass,
-        position: int,
-        key: str,
-        before: FileDigest,
-        data: Data,
-        task: Task | None,
-        metrics: dict[str, float],
+        self, item: Pass, position: int, key: str, before: FileDigest, metrics: dict[str, float]
     ) -> StepRecord:
         # Each step starts from the file, as a resumed run does, and from a seed of its own.
         model = load_model(self.directory / before.path)
@@ -234,13 +168,13 @@ class _Runner:
         logger.info("%s: %s", item.id, item.type)
         began = time.monotonic()
         try:
-            result = item(model, data)
+            result = item(model, self.data)
         except PassError as error:
             self._keep_last_good(error, item, position)
             raise
         name = step_file(self.recipe, position)
         self._keep(name, result.save)
-        measured = _metrics(result, data, task)
+        measured = self._metrics(result)
         seconds = time.monotonic() - began
         file = _digest_file(self.directory / name, content_digest(self.directory / name))
         reverted, notes = self._gate(item, metrics, measured)
@@ -289,7 +223,7 @@ class _Runner:
 
     # The files -------------------------------------------------------------------------------------------------
 
-    def _export(self, data: Data) -> None:
+    def _export(self) -> None:
         files = export_files(self.recipe)
         if not files:
             return
@@ -297,6 +231,7 @@ class _Runner:
         parts = [
             self.recipe.exports,
             final.content,
+            self.manifest.input.content,
             self.manifest.data.get("test"),
             _versions(("tf2onnx", "tensorflow", "onnx")),
         ]
@@ -304,15 +239,15 @@ class _Runner:
         if self.manifest.exports_key == key and self._exports_unchanged(files):
             logger.info("export: already done")
             return
-        records = self._export_model(self.directory / FINAL_MODEL, files, data.test)
+        records = self._export_model(self.directory / FINAL_MODEL, files)
         baselines = baseline_files(self.recipe)
         if baselines:
-            records += self._export_model(self.directory / f"{INPUT}.keras", baselines, data.test)
+            records += self._export_model(self.directory / f"{INPUT}.keras", baselines)
         self.manifest.exports, self.manifest.exports_key = records, key
         self._say(*(note for record in records for note in record.notes))
         self._save()
 
-    def _export_model(self, model_file: Path, files: dict[str, str], samples: Split | None) -> list[Any]:
+    def _export_model(self, model_file: Path, files: dict[str, str]) -> list[ExportRecord]:
         by_settings: dict[tuple, dict[str, Path]] = {}
         for export in self.recipe.exports:
             settings = (export.opset, export.tolerance)
@@ -320,16 +255,16 @@ class _Runner:
         model = load_model(model_file)
         records = []
         for (opset, tolerance), paths in by_settings.items():
-            records += export_models(model, paths, samples=samples, opset=opset, tolerance=tolerance)
+            records += export_models(model, paths, samples=self.data.test, opset=opset, tolerance=tolerance)
         return records
 
     def _exports_unchanged(self, files: dict[str, str]) -> bool:
         known = {record.path: record.sha256 for record in self.manifest.exports}
         wanted = [*files.values(), *baseline_files(self.recipe).values()]
         paths = [self.directory / name for name in wanted]
-        return all(p.exists() and known.get(p.name) == _sha256(p) for p in paths)
+        return all(p.exists() and known.get(p.name) == sha256_of(p) for p in paths)
 
-    def _benchmark(self, data: Data, task: Task | None) -> None:
+    def _benchmark(self) -> None:
         """Measure every exported file, the input model beside them, and judge the budgets."""
         settings = self.recipe.benchmark
         baselines = {kind: self.directory / name for kind, name in baseline_files(self.recipe).items()}
@@ -342,10 +277,10 @@ class _Runner:
         timed = any(budget.artifact == "keras" and budget.latency for budget in self.recipe.budgets)
         report = benchmark_files(
             files,
-            data.test,
+            self.data.test,
             reference=reference,
             references={exports[kind]: path for kind, path in baselines.items()},
-            tasks=task.outputs if task else None,
+            tasks=self.task.outputs if self.task else None,
             threads=settings.threads,
             batch=settings.batch,
             processes=settings.processes,
@@ -353,7 +288,7 @@ class _Runner:
             latency=settings.enabled,
             memory=settings.enabled,
             untimed=[] if timed else [path for path in files if path.suffix == ".keras"],
-            allow_imports=self.allow_imports,
+            allow_imports=self.inputs.allow_imports,
         )
         measured = {result.file: result for result in report.results}
         by_artifact = {kind: measured[str(path)] for kind, path in {**exports, "keras": final}.items()}
@@ -370,6 +305,9 @@ class _Runner:
         for sentence in sentences:
             logger.info("%s", sentence)
         self.manifest.notes = [*self.manifest.notes, *sentences]
+
+    def _metrics(self, model: keras.Model) -> dict[str, float]:
+        return measure_model(model, self.data.test, self.task) if self.data.test else {}
 
     def _save(self) -> None:
         self.manifest.save(self.directory)
@@ -390,10 +328,6 @@ def _step_seed(seed: int, step: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{step}".encode()).digest()[:4]) % 2**31
 
 
-def _metrics(model: keras.Model, data: Data, task: Task | None) -> dict[str, float]:
-    return measure_model(model, data.test, task) if data.test and task else {}
-
-
 def _statistics(path: Path) -> dict[str, Any]:
     summary = inspect_model(path)
     return {
@@ -406,14 +340,9 @@ def _statistics(path: Path) -> dict[str, Any]:
 
 
 def _digest_file(path: Path, content: str | None = None) -> FileDigest:
-    return FileDigest(path=path.name, sha256=_sha256(path), content=content, size_bytes=path.stat().st_size)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return FileDigest(path=path.name, sha256=sha256_of(path), content=content, size_bytes=path.stat().st_size)
 
 
 def _unchanged(directory: Path, known: FileDigest) -> bool:
     path = directory / known.path
-    return path.exists() and _sha256(path) == known.sha256
+    return path.exists() and sha256_of(path) == known.sha256

@@ -18,7 +18,7 @@ _MODELS = {*_BASE, "models", "data"}
 _TECHNIQUE = {*_MODELS, "training"}
 _BELOW_RUNNER = {
     *_TECHNIQUE, "pruning", "distillation", "finetuning", "passes", "deploy", "measure", "gate", "recipe", "plan",
-    "manifest", "run_directory", "run_result", "recipe_library",
+    "manifest", "run_directory", "run_result", "recipe_library", "preparation",
 }  # fmt: skip
 
 # What each part of the package may import from the package; "" is the package itself (its version).
@@ -47,6 +47,7 @@ ALLOWED = {
     "run_result": {*_BASE, "manifest", "gate", "measure", "plan"},
     "schemas": {*_BASE, "recipe"},
     "checking": {*_BELOW_RUNNER},
+    "preparation": {*_TECHNIQUE, "passes", "recipe"},
     "runner": _BELOW_RUNNER,
     "quickstart": _BELOW_RUNNER,
     "cli": {*_BELOW_RUNNER, "runner", "quickstart", "checking", "schemas", "cli"},

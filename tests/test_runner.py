@@ -183,8 +183,7 @@ def test_bad_input_writes_no_result(workspace, tmp_path, change, error, message)
         change = {"model": {**change["model"], "path": str(workspace / "net.keras")}}
     with pytest.raises(error, match=message):
         compress.run(recipe(workspace, PRUNE, **change), tmp_path / "r")
-    assert not list((tmp_path / "r").glob("0[1-9]*"))
-    assert not (tmp_path / "r" / "model.keras").exists()
+    assert not (tmp_path / "r").exists()
 
 
 def test_directory_of_someone_else_is_left_alone(workspace, tmp_path):

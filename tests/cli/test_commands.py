@@ -164,7 +164,7 @@ def test_mistakes(invoke, tmp_path, arguments, code, message):
     result = invoke(*arguments, code=code)
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert not list((tmp_path / "o").glob("*.keras")) or code == 4
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_bad_data_is_one_line_before_training(invoke, blobs, tmp_path, change, m
     errors = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert message in errors[0]
-    assert "prune: prune" not in result.stderr
+    assert not (tmp_path / "o").exists()
 
 
 def test_json_errors_are_json(invoke):

@@ -83,7 +83,7 @@ def test_outputs_tell_where_the_config_does_not():
         (dense(3), None, "regression", "linear", None, "mean_squared_error"),
     ],
 )
-def test_task_is_inferred_from_head_and_labels(model, y, kind, head, sparse, loss):  # noqa: PLR0917
+def test_task_is_inferred_from_head_and_labels(model, y, kind, head, sparse, loss):
     output = infer_task(model, y).outputs[0]
     assert (output.kind, output.head, output.sparse) == (kind, head, sparse)
     assert getattr(output.loss, "name", output.loss) == loss
