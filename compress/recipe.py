@@ -113,7 +113,7 @@ class Recipe(Options):
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that `load_recipe` reads back to an equal recipe."""
-        return yaml.safe_dump(_without_nothing(self.to_dict()), sort_keys=False, allow_unicode=True, width=110)
+        return yaml.safe_dump(_without_nothing(self.to_dict()), sort_keys=False, width=110)
 
     def resolve(self, folder: Path) -> Recipe:
         """Return the recipe with every path absolute, counted from `folder`."""
