@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from compress.errors import RecipeError
 from compress.recipe import Recipe, load_recipe, recipe_schema
 from compress.recipe_library import find_recipe, recipes_folder
+from compress.strict_yaml import read_yaml
 
 MINIMAL = """\
 schema: bmcompress/recipe/v1
@@ -144,7 +145,7 @@ def test_schema_accepts_what_we_accept_and_refuses_what_we_refuse():
     schema = recipe_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    examples = [yaml.safe_load(file.read_text()) for file in recipes_folder().glob("*.yaml")]
+    examples = [read_yaml(file).value for file in recipes_folder().glob("*.yaml")]
     assert examples
     for example in [*examples, yaml.safe_load(MINIMAL)]:
         assert [error.message for error in validator.iter_errors(example)] == []

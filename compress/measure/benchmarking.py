@@ -78,8 +78,8 @@ def benchmark_files(
         data: samples, all of which quality is measured on; without labels there is no accuracy, and without
             data there is no quality and latency is measured on random inputs.
         reference: the file that quality is compared with; the first of `paths` by default.
-        references: the file that the latency of a file is compared with; by default `reference` where the
-            same runtime runs it, else the first of `paths` that the same runtime runs.
+        references: the file that the latency of a file is compared with; by default the first that the same runtime
+            runs, and for that one `reference`.
         tasks: one per output: `"classification"`, `"binary"`, `"multilabel"`, `"regression"`, or an object
             with a `kind` such as that of `compress.models.task`; `"infer"` tells from the outputs of the
             reference and the labels, and `None` leaves only the distances to the reference.
@@ -311,10 +311,11 @@ class _Bench:
         return found
 
     def _latency_reference(self, file: str) -> str:
-        """Return what `file` is timed against; a ratio between two runtimes would tell of these."""
+        """Return what `file` is timed against; the same runtime, where there is a choice, tells of the file alone."""
         if file in self.references:
             return self.references[file]
-        return next(other for other in self.formats if self.formats[other] == self.formats[file])
+        same = next(other for other in self.formats if self.formats[other] == self.formats[file])
+        return self.base if same == file else same
 
 
 def _in_order(wanted: list[str], names: list[str], arrays: list[np.ndarray]) -> list[np.ndarray]:
