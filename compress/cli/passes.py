@@ -41,6 +41,9 @@ def distill(
     student: Annotated[str, typer.Option("--student", help="The student, a .keras file.")],
     teacher: Annotated[str, typer.Option("--teacher", help="The teacher, a .keras file.")],
     data: DataReference = None,
+    unlabelled: Annotated[
+        str | None, typer.Option("--unlabelled", metavar="REF", help="Further inputs that only the teacher labels.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", help="Softens both models' answers.")] = None,
     alpha: Annotated[
         float | None, typer.Option("--alpha", help="Weight of the teacher; 1 - alpha is the labels'.")
@@ -61,6 +64,8 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Train a small student to answer as its teacher does, then export and measure it."""
+    from compress.data.grammar import parse_source
+
     options = {
         "teacher": {"path": teacher},
         "temperature": temperature,
@@ -71,6 +76,11 @@ def distill(
     }
     data_options = {"reference": data, "rescale": rescale, "take": take, "skip": skip}
     recipe = _one_pass_recipe("distill", student, options, data_options, to, seed)
+    if unlabelled:
+        # Not spread over train and test, as --data is: all that the reference holds is used.
+        steps = [{"rescale": rescale}] if rescale else []
+        source = {"preprocess": steps, **parse_source(unlabelled), "labels": False}
+        recipe.setdefault("data", {})["unlabelled"] = source
     _run(recipe, output, set_, allow_import, print_recipe, json_output)
 
 

@@ -92,6 +92,19 @@ def test_print_recipe_is_the_same_run(invoke, tmp_path):
     assert invoke("recipe", "show", tmp_path / "r.yaml").stdout == text
 
 
+def test_distill_with_unlabelled_inputs(invoke, workspace, blobs, tmp_path):
+    np.savez(workspace / "more.npz", x=blobs[0][0])
+    command = ["distill", "--teacher", "teacher.keras", "--student", "net.keras", "--data", "npz:data.npz?take=16"]
+    command += ["--unlabelled", "npz:more.npz", "--epochs", 1, "--to", "none", "-o", tmp_path / "o"]
+    recipe = yaml.safe_load(invoke(*command, "--print-recipe").stdout)
+    assert recipe["data"]["unlabelled"]["labels"] is False
+    assert "split" not in recipe["data"]["unlabelled"]
+    result = invoke(*command, "--json")
+    manifest = json.loads(result.stdout)
+    assert set(manifest["data"]) == {"train", "test", "unlabelled"}
+    assert manifest["steps"][0]["type"] == "distill"
+
+
 def test_inspect(invoke):
     result = invoke("inspect", "net.keras")
     assert "conv" in result.stdout
