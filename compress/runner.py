@@ -279,7 +279,7 @@ class _Runner:
             files,
             self.data.test,
             reference=reference,
-            references={exports[kind]: path for kind, path in baselines.items()},
+            references={file: path for kind, path in baselines.items() for file in (path, exports[kind])},
             tasks=self.task.outputs if self.task else None,
             threads=settings.threads,
             batch=settings.batch,

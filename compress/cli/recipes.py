@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -39,7 +40,8 @@ def run_and_show(recipe: Any, output: str | None, allow_import: Any, *, fresh: b
     """Run a loaded recipe, print its table or JSON, and end with the exit code of its budgets."""
     from compress.cli.terminal import print_json, print_table, say
 
-    say("loading TensorFlow ...")
+    if "tensorflow" not in sys.modules:
+        say("loading TensorFlow ...")
     from compress.gate.verdicts import raise_for_verdicts
     from compress.runner import run as run_recipe
 
