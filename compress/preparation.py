@@ -55,7 +55,7 @@ def prepare_inputs(recipe: Recipe, allow_imports: tuple[str, ...] = ()) -> Input
         UsageError: a pass could not work on this model, such as a pattern that matches no layer.
     """
     model = load_model(recipe.model.path, sha256=recipe.model.sha256)
-    passes = tuple(_pin_files(item) for item in recipe.passes)
+    passes = tuple(_pin_files(item.bind_input(recipe.model)) for item in recipe.passes)
     for item in passes:
         item.check(model)
     data = fit_data(model, _load_splits(recipe, allow_imports))

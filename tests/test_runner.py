@@ -124,6 +124,14 @@ def test_a_changed_option_runs_that_step_and_those_after_it(workspace, tmp_path)
     assert third.manifest.steps[1].statistics["sparsity"] == pytest.approx(0.6, abs=0.01)  # fine-tuning kept the zeros
 
 
+def test_input_as_teacher_is_the_model_that_the_recipe_starts_from(workspace, tmp_path):
+    passes = [{"type": "prune", "sparsity": 0.9, "epochs": 0}, {"type": "distill", "teacher": "input", "epochs": 1}]
+    run = compress.run(recipe(workspace, *passes), tmp_path / "r")
+    taught = run.manifest.steps[1]
+    assert taught.options["teacher"]["path"] == str(workspace / "net.keras")
+    assert taught.statistics["sparsity"] == pytest.approx(0.9, abs=0.01)  # zeros stay zero while it learns
+
+
 def test_a_damaged_step_is_done_again(workspace, tmp_path):
     source = recipe(workspace, {**PRUNE, "epochs": 1})
     run = compress.run(source, tmp_path / "r")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from compress.data.split import Data
 
+INPUT = "input"
+"""How a pass names the model that the recipe starts from as its teacher."""
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """A name that is also a part of file names."""
 
@@ -76,6 +79,10 @@ class Pass(Options):
     def needs_data(self) -> tuple[str, ...]:
         """Return the names of the splits that this pass reads."""
         return ()
+
+    def bind_input(self, file: ModelFile) -> Pass:
+        """Return the same pass with `teacher: input` naming `file`, the model that the recipe starts from."""
+        return self.model_copy(update={"teacher": file}) if getattr(self, "teacher", None) == INPUT else self
 
     def model_files(self) -> dict[str, ModelFile]:
         """Return the model files that this pass reads, by option."""

@@ -23,7 +23,7 @@ class Distillation(Training, Pass):
 
     type: Literal["distill"] = "distill"
     teacher: TeacherOption
-    """The model to learn from: a `.keras` file, or `input` for the input model itself. It is never changed."""
+    """The model to learn from, never changed: a `.keras` file, or `input` for the one that the recipe starts from."""
     temperature: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     """Softens both models' answers, so that small probabilities teach too."""
     alpha: Share = 0.9

@@ -38,7 +38,7 @@ class MagnitudePruning(Training, Pass):
     epochs: int = Field(default=3, ge=0, le=1_000_000)
     """Epochs of training over which sparsity grows; 0 prunes at once and needs no data."""
     teacher: TeacherOption = None
-    """A model that teaches meanwhile: a `.keras` file, or `input` for the input model itself."""
+    """A model that teaches meanwhile: a `.keras` file, or `input` for the model that the recipe starts from."""
 
     def apply(self, model: keras.Model, data: Data) -> keras.Model:
         """Return a sparse copy of `model`."""

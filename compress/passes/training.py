@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from compress.errors import PassError, UsageError
-from compress.passes.base import ModelFile
+from compress.passes.base import INPUT, ModelFile
 
 if TYPE_CHECKING:
     import keras
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from compress.data.split import Data
     from compress.pruning.callback import Pruning
     from compress.training.options import Training
-
-INPUT = "input"
 
 
 def _check_teacher(value: Any) -> Any:
@@ -40,7 +38,7 @@ TeacherOption = Annotated[
     ),
     WithJsonSchema({"anyOf": [{"type": "string"}, ModelFile.model_json_schema(), {"type": "null"}]}),
 ]
-"""A teacher: a `.keras` file, the input model, a `keras.Model` (Python only), or none."""
+"""A teacher: a `.keras` file, `input`, a `keras.Model` (Python only), or none."""
 
 
 def _describe_teacher(teacher: Any) -> Any:
@@ -48,7 +46,10 @@ def _describe_teacher(teacher: Any) -> Any:
 
 
 def resolve_teacher(teacher: Any, input_model: keras.Model) -> keras.Model | None:
-    """Return the teacher as a model; a file is opened as safely as any other."""
+    """Return the teacher as a model; a file is opened as safely as any other.
+
+    In a recipe `input` has become the recipe's own model by now; called from Python, it is the model that is given.
+    """
     if teacher == INPUT:
         from compress.models.copying import copy_model
 
