@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -236,8 +237,13 @@ def _feed_batches(
     batch_size: int,
 ) -> tuple[dict[str, Any], int]:
     """Return what `fit` takes for streams: batches of all splits in turn, for which the teacher is called."""
-    x, _ = splits[0].head(_SAMPLE)
-    _predict(teacher, check_inputs(student, x, splits[0].name)[0])
+    x, y = splits[0].head(_SAMPLE)
+    inputs, changes = check_inputs(student, x, splits[0].name)
+    _predict(teacher, inputs)
+    if len(splits) == 1 and len(pairs) == 1 and not changes and _is_labelled_dataset(splits[0].stream):
+        _labels(pairs, splits[0], y, len(flatten_arrays(x)[0]))  # checks them
+        split = replace(splits[0], stream=_map_dataset(splits[0].stream, pairs[0].student))
+        return {"x": split}, steps_in_epoch(splits[0], batch_size)
 
     def read(split: Split) -> Iterator[tuple[Any, Any]]:
         for x, y in split.batches(batch_size):
@@ -251,6 +257,28 @@ def _feed_batches(
             yield from (batch for batch in batches if batch is not None)
 
     return {"x": read_all}, sum(steps_in_epoch(split, batch_size) for split in splits)
+
+
+def _is_labelled_dataset(stream: Any) -> bool:
+    """Return whether `stream` is a `tf.data.Dataset` of inputs and one array of labels."""
+    spec = getattr(stream, "element_spec", None)
+    return isinstance(spec, tuple) and len(spec) == 2 and hasattr(spec[1], "dtype")
+
+
+def _map_dataset(dataset: Any, output: OutputTask) -> Any:
+    """Return a `tf.data.Dataset` in the structure that `Distiller` takes; its batches stay out of Python."""
+    import tensorflow as tf
+
+    rank, dtype = (len(output.shape) - 1, tf.int32) if output.sparse else (len(output.shape), tf.float32)
+
+    def pack(x: Any, y: Any) -> tuple[dict[str, Any], tuple[Any]]:
+        if y.shape.rank == rank + 1:  # class numbers in a column
+            y = tf.squeeze(y, -1)
+        elif y.shape.rank == rank - 1:
+            y = tf.expand_dims(y, -1)
+        return {"inputs": x}, (tf.cast(y, dtype),)
+
+    return dataset.map(pack, num_parallel_calls=1).prefetch(2)
 
 
 def _labels(pairs: list[OutputPair], split: Split, y: Arrays, samples: int) -> tuple[np.ndarray, ...]:

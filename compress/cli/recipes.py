@@ -67,6 +67,8 @@ def _show_plan(recipe: Any, output: str | None, json_output: bool) -> None:
     if json_output:
         print_json(plan)
         return
+    for line in plan["data"]:
+        print(line)
     print_table(
         ("step", "what", "writes"),
         [(s["step"], s["what"], s["writes"]) for s in plan["steps"]],
