@@ -52,7 +52,7 @@ def plan_run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]
     ]
     for position, item in enumerate(recipe.passes):
         options = item.model_dump(mode="json", exclude_defaults=True, exclude={"type", "id"})
-        what = ", ".join(f"{name}={value}" for name, value in options.items()) or "defaults"
+        what = ", ".join(f"{name}={_spell(value)}" for name, value in options.items()) or "defaults"
         steps.append({"step": item.id, "what": f"{item.type}: {what}", "writes": step_file(recipe, position)})
     baselines = baseline_files(recipe)
     for kind, name in export_files(recipe).items():
@@ -68,3 +68,8 @@ def plan_run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]
         "data": describe_data(recipe.data),
         "steps": steps,
     }
+
+
+def _spell(value: Any) -> str:
+    """Return an option as a plan shows it: a model file by its name."""
+    return Path(value["path"]).name if isinstance(value, dict) and "path" in value else str(value)

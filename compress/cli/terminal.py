@@ -48,8 +48,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
         from rich.text import Text
 
         table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left")
-        for index, name in enumerate(header):
-            table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        for name, numbers in zip(header, _number_columns(rows) or [False] * len(header), strict=True):
+            table.add_column(name, justify="right" if numbers else "left", overflow="fold")
         for row in rows:
             table.add_row(*map(Text, row))
         Console().print(table)
@@ -57,9 +57,15 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
     if title:
         print(title)
     widths = [max(len(str(line[i])) for line in [header, *rows]) for i in range(len(header))]
+    numbers = _number_columns(rows) or [False] * len(header)
     for line in [header, *rows]:
-        cells = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numbers, strict=True)]
         print("  ".join(cells).rstrip())
+
+
+def _number_columns(rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Return, by column, whether its cells are numbers, which read best aligned to the right."""
+    return [all(cell[:1] in "-+0123456789?" for cell in column) for column in zip(*rows, strict=True)]
 
 
 class PlainProgress:
