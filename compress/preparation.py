@@ -11,7 +11,7 @@ import keras
 
 from compress.data.loading import load_data
 from compress.data.split import Data
-from compress.errors import ModelError
+from compress.errors import DataError, ModelError
 from compress.models.data_fit import fit_data
 from compress.models.opening import load_model
 from compress.models.task import Task, infer_task
@@ -83,6 +83,13 @@ def _load_splits(recipe: Recipe, allow_imports: tuple[str, ...]) -> Data:
     data = load_data(recipe.data, allow_imports=allow_imports, seed=recipe.seed, needs={*required, *optional})
     for name, step in required.items():
         data.require(name, f"the pass {step!r}")
+    judged = [f"`max_drop` of the pass {item.id!r}" for item in recipe.passes if item.max_drop is not None]
+    judged += [
+        f"the budget of {budget.artifact!r}" for budget in recipe.budgets if set(budget.metrics()) - {"agreement"}
+    ]
+    for why in judged:
+        if not data.require("test", why).has_labels:
+            raise DataError(f"{why} needs labels, and the test split has none.", "Give the test split its labels.")
     return data
 
 

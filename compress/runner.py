@@ -139,10 +139,7 @@ class _Runner:
             else:
                 earlier = []  # what was computed from the old step is old too
                 done.append(self._run_pass(item, position, key, before, metrics))
-            self.manifest.steps = [
-                *done,
-                *earlier,
-            ]  # if this run is killed, the next one still finds the rest
+            self.manifest.steps = [*done, *earlier]  # if this run is killed, the next one still finds the rest
             self._save()
             before, metrics = done[-1].file, done[-1].metrics
         self.manifest.steps = done
@@ -165,7 +162,7 @@ class _Runner:
         # Each step starts from the file, as a resumed run does, and from a seed of its own.
         model = load_model(self.directory / before.path)
         keras.utils.set_random_seed(_step_seed(self.recipe.seed, item.id))
-        logger.info("%s: %s", item.id, item.type)
+        logger.info("%s: %s (pass %d of %d)", item.id, item.type, position + 1, len(self.inputs.passes))
         began = time.monotonic()
         try:
             result = item(model, self.data)

@@ -185,13 +185,15 @@ def test_diverged_training_keeps_the_last_good_state(workspace, tmp_path):
         ({"model": {"path": "net", "sha256": "0" * 64}}, ModelError, "another file than the recipe pins"),
         ({"data": {}}, DataError, "needs a 'train' split"),
         ({"data": "npz:/nowhere.npz"}, DataError, "nowhere.npz"),
+        ({"passes": [{**PRUNE, "max_drop": 0.01}]}, DataError, "`max_drop` of the pass 'prune' needs a 'test' split"),
+        ({"budgets": [{"artifact": "keras", "accuracy": {"min": 0.5}}]}, DataError, "the budget of 'keras' needs"),
     ],
 )
 def test_bad_input_writes_no_result(workspace, tmp_path, change, error, message):
     if change.get("model", {}).get("path") == "net":
         change = {"model": {**change["model"], "path": str(workspace / "net.keras")}}
     with pytest.raises(error, match=message):
-        compress.run(recipe(workspace, PRUNE, **change), tmp_path / "r")
+        compress.run({**recipe(workspace, PRUNE), **change}, tmp_path / "r")
     assert not (tmp_path / "r").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -51,7 +52,10 @@ def load_model(path: str | Path, *, allow_imports: tuple[str, ...] = (), sha256:
         raise ModelError(f"{path} is another file than the recipe pins. Received: sha256 {found}, expected {sha256}")
     options = {"custom_objects": _custom_objects(path, config, packages), "safe_mode": True}
     try:
-        return keras.saving.load_model(path, **options)
+        with warnings.catch_warnings():
+            # Optimizer state is of no use here: passes train with an optimizer of their own.
+            warnings.filterwarnings("ignore", "Skipping variable loading for optimizer")
+            return keras.saving.load_model(path, **options)
     except Exception as error:  # Keras raises many types; each means that this file cannot be opened as it is
         if config.get("compile_config"):
             with suppress(Exception):
