@@ -91,14 +91,14 @@ def test_a_much_larger_file_is_slower(make_dense_onnx, tmp_path):
         small,
         large,
         tmp_path / "inputs",
-        processes=2,
+        processes=5,  # two processes would leave an interval so wide that a busy machine carries it below 1
         pairs=40,
         min_s=0,
         max_s=2,
         advance=lambda: done.append(1),
     )
-    assert len(done) == found.processes == 2
-    assert found.n == 80
+    assert len(done) == found.processes == 5
+    assert found.n == 200
     assert found.ratio > 1.5
     assert found.ratio_ci95[0] > 1
     assert 0.2 < found.control_ratio < 5
