@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import keras
 
 from compress.data.loading import load_data
 from compress.data.split import Data
 from compress.errors import DataError, ModelError
+from compress.files import sha256_of
 from compress.models.data_fit import fit_data
 from compress.models.opening import load_model
 from compress.models.task import Task, infer_task
@@ -70,12 +69,6 @@ def prepare_inputs(recipe: Recipe, allow_imports: tuple[str, ...] = ()) -> Input
     return Inputs(recipe, model, passes, data, task, allow_imports, tuple(notes))
 
 
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _load_splits(recipe: Recipe, allow_imports: tuple[str, ...]) -> Data:
     """Load what the passes read and, for measurements, the test split."""
     required = {name: item.id for item in recipe.passes for name in item.needs_data()}
@@ -98,7 +91,7 @@ def _pin_files(item: Pass) -> Pass:
     pinned = {}
     for name, file in item.model_files().items():
         try:
-            pinned[name] = file.model_copy(update={"sha256": file.sha256 or sha256_of(Path(file.path))})
+            pinned[name] = file.model_copy(update={"sha256": file.sha256 or sha256_of(file.path)})
         except OSError as error:
             raise ModelError(f"{file.path}: cannot be read: {error.strerror} ({item.id}.{name})") from None
     return item.model_copy(update=pinned)

@@ -23,7 +23,7 @@ from compress import __version__
 from compress.deploy.exporting import export_models
 from compress.deploy.records import ExportRecord
 from compress.errors import BmcompressError, PassError
-from compress.files import atomic_path
+from compress.files import atomic_path, sha256_of
 from compress.gate.verdicts import judge, raise_for_verdicts
 from compress.manifest import FileDigest, Manifest, StepRecord
 from compress.measure.benchmarking import benchmark_files
@@ -33,7 +33,7 @@ from compress.models.inspection import inspect_model
 from compress.models.opening import load_model, trust_packages
 from compress.passes.base import Pass
 from compress.plan import FINAL_MODEL, INPUT, baseline_files, export_files, run_directory, step_file
-from compress.preparation import Inputs, prepare_inputs, sha256_of
+from compress.preparation import Inputs, prepare_inputs
 from compress.recipe import Recipe, load_recipe
 from compress.run_directory import open_run_directory
 from compress.run_result import Run

@@ -6,7 +6,6 @@ models can be looked at too.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from compress.errors import ModelError
+from compress.files import sha256_of
 from compress.models.archive import Archive, read_archive
 from compress.models.gatekeeper import custom_classes, is_keras_object
 from compress.models.layer_table import LAYERS
@@ -313,8 +313,6 @@ def _summarise(
     kernels = [kernel for layer in layers for kernel in layer.kernels]
     options, compiled = archive.config["config"], archive.config.get("compile_config") or {}
     missing = sorted({_name_missing(layer) for layer in layers if layer.macs is None})
-    with archive.path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     version, date = archive.metadata.get("keras_version"), archive.metadata.get("date_saved")
     return ModelSummary(
         path=str(archive.path),
@@ -323,7 +321,7 @@ def _summarise(
         keras_version=version if isinstance(version, str) else None,
         date_saved=date if isinstance(date, str) else None,
         size_bytes=archive.size_bytes,
-        sha256=digest,
+        sha256=sha256_of(archive.path),
         inputs=tuple(TensorSummary(*each) for each in model.inputs),
         outputs=tuple(TensorSummary(*each) for each in model.outputs),
         parameters=sum(layer.parameters for layer in layers),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import keras
 
 from compress.errors import ModelError
+from compress.files import sha256_of
 from compress.models.archive import check_archive, read_archive
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def load_model(path: str | Path, *, allow_imports: tuple[str, ...] = (), sha256:
     with read_archive(path) as archive:
         check_archive(archive, allow_imports=packages)
         config, saved_by = archive.config, archive.metadata.get("keras_version", "unknown")
-    if sha256 is not None and (found := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256.lower():
+    if sha256 is not None and (found := sha256_of(path)) != sha256.lower():
         raise ModelError(f"{path} is another file than the recipe pins. Received: sha256 {found}, expected {sha256}")
     options = {"custom_objects": _custom_objects(path, config, packages), "safe_mode": True}
     try:
