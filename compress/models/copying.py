@@ -36,10 +36,10 @@ def copy_model(model: keras.Model) -> keras.Model:
     Raises:
         ModelError: the model cannot be rebuilt from its configuration.
     """
-    objects = _custom_objects(model)
+    objects = custom_objects_of(model)
     copy = _rebuild(model, objects)
     _copy_variables(model, copy)
-    _copy_compile_settings(model, copy, objects)
+    copy_compile_settings(model, copy, objects)
     return copy
 
 
@@ -92,13 +92,22 @@ def _copy_variables(model: keras.Model, copy: keras.Model) -> None:
         target.trainable = source.trainable
 
 
-def _copy_compile_settings(model: keras.Model, copy: keras.Model, objects: dict[str, Any]) -> None:
+def copy_compile_settings(model: keras.Model, copy: keras.Model, objects: dict[str, Any] | None = None) -> None:
+    """Compile `copy` as `model` is; the optimizer starts afresh. A model that is not compiled leaves it as it is.
+
+    Args:
+        objects: what `custom_objects_of(model)` returned, where that is known.
+
+    Raises:
+        ModelError: the settings cannot be rebuilt.
+    """
     if not model.compiled:
         return
+    objects = custom_objects_of(model) if objects is None else objects
     try:
         with keras.saving.custom_object_scope(objects):
             config = model.get_compile_config()
-            if type(model).compile is not keras.Model.compile:  # such a class restores its settings itself
+            if type(copy).compile is not keras.Model.compile:  # such a class restores its settings itself
                 copy.compile_from_config(config)
                 return
             settings = keras.saving.deserialize_keras_object(config, safe_mode=False)
@@ -111,7 +120,7 @@ def _copy_compile_settings(model: keras.Model, copy: keras.Model, objects: dict[
         ) from error
 
 
-def _custom_objects(model: keras.Model) -> dict[str, Any]:
+def custom_objects_of(model: keras.Model) -> dict[str, Any]:
     """Return the classes and named functions that the model, its layers, loss and metrics use, by name."""
     found: dict[str, Any] = {}
     optimizer = getattr(model, "optimizer", None)

@@ -35,6 +35,12 @@ _KERAS_PACKAGES = (
     "keras.src.layers.",
     "keras.src.applications.",
 )  # parts without a public name
+OWN_CLASSES = {
+    "FakeQuant": "compress.quantization.layers",
+    "QuantizedLayer": "compress.quantization.layers",
+    "SetMask": "compress.models.masks",
+}
+"""Our own layers, which a file may name: they run no code of the file. Class -> module that registers it."""
 _PLAIN_VALUES = frozenset(("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"))
 _RUNS_CODE = {
     "Lambda": "Replace it by a layer such as Activation or Rescaling, or by keras.ops in a functional model.",
@@ -179,8 +185,10 @@ def _find_unsafe(node: dict[str, Any], where: str) -> ModelError | None:
 
 
 def _is_keras(node: dict[str, Any]) -> bool:
-    """Return whether a serialised object is one of Keras' own classes or functions."""
+    """Return whether a serialised object is one of Keras' own classes or functions, or of ours."""
     kind, module, registered = node["class_name"], node.get("module"), node.get("registered_name")
+    if module is not None and OWN_CLASSES.get(kind) == module:
+        return registered in (None, f"bmcompress>{kind}")
     if kind in _PLAIN_VALUES:
         return True
     if kind == "function":

@@ -59,7 +59,7 @@ LAYERS: dict[str, LayerRule] = {
     "GRU": LayerRule(children=(("cell", "GRUCell"),)),
     **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), LayerRule(children=(("cell", "ConvLSTMCell"),))),
     # Wrappers: the class of what is inside stands in their configuration.
-    **dict.fromkeys(("RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed"), LayerRule()),
+    **dict.fromkeys(("RNN", "StackedRNNCells", "Bidirectional", "TimeDistributed", "QuantizedLayer"), LayerRule()),
     "SpectralNormalization": LayerRule(("kernel", "vector_u"), frozen=("vector_u",), aliases=("kernel",)),
     **dict.fromkeys(("MultiHeadAttention", "GroupQueryAttention"), _ATTENTION),
     "BatchNormalization": LayerRule(("gamma", "beta", *_MOVING), frozen=_MOVING),
@@ -68,6 +68,9 @@ LAYERS: dict[str, LayerRule] = {
     "UnitNormalization": LayerRule(),
     "Normalization": LayerRule(_STATISTICS, frozen=_STATISTICS),
     "PReLU": LayerRule(("alpha",)),
+    # Quantizers: their variables are ranges, trained with `ranges="learned"` only.
+    "FakeQuant": LayerRule(("minimum", "maximum", "seen"), frozen=("minimum", "maximum", "seen")),
+    "SetMask": LayerRule(),
 }
 
 KERNEL_NAMES = frozenset(name for rule in LAYERS.values() for name in rule.kernels)

@@ -178,6 +178,7 @@ _RULES: dict[str, Callable[[LayerCall], Any]] = {
     **dict.fromkeys(("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"), _convolutional_recurrent),
     **dict.fromkeys(("MultiHeadAttention", "GroupQueryAttention"), _attention),
     "Attention": _dot_attention,
-    **dict.fromkeys(("Bidirectional", "SpectralNormalization"), _wrapped),
+    **dict.fromkeys(("Bidirectional", "SpectralNormalization", "QuantizedLayer"), _wrapped),
     "TimeDistributed": _each_step,
+    **dict.fromkeys(("FakeQuant", "SetMask"), _nothing),
 }

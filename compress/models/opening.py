@@ -16,6 +16,7 @@ import keras
 from compress.errors import ModelError
 from compress.files import sha256_of
 from compress.models.archive import check_archive, read_archive
+from compress.models.gatekeeper import OWN_CLASSES
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ def _custom_objects(path: Path, config: dict[str, Any], packages: tuple[str, ...
     """Import what the file names from trusted packages, so that Keras finds it registered or by its name."""
     found: dict[str, Any] = {}
     for module, name in sorted(_named_objects(config)):
+        if OWN_CLASSES.get(name) == module:
+            import_module(module)  # registers the class
         if module.partition(".")[0] in packages:
             try:
                 found[name] = getattr(import_module(module), name)

@@ -244,7 +244,9 @@ _RULES: dict[str, Callable[[Options, list[Shape]], Shape | None]] = {
     "Bidirectional": _both_directions,
     "TimeDistributed": _each_step,
     **dict.fromkeys(("MultiHeadAttention", "GroupQueryAttention", "Attention"), _attend),
-    "SpectralNormalization": lambda options, inputs: infer_output(
-        options["layer"]["class_name"], options["layer"]["config"], inputs
+    **dict.fromkeys(("FakeQuant", "SetMask"), lambda options, inputs: inputs[0]),
+    **dict.fromkeys(
+        ("SpectralNormalization", "QuantizedLayer"),
+        lambda options, inputs: infer_output(options["layer"]["class_name"], options["layer"]["config"], inputs),
     ),
 }
