@@ -10,8 +10,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from compress.deploy.records import Io, WeightType
 from compress.deploy.runtimes import one_line
 from compress.errors import ExportError
+from compress.quantization.stored import Compute, load_weights
 
 
 def convert(
@@ -24,6 +26,7 @@ def convert(
     model: str,
     files: dict[str, str],
     opset: int,
+    quantization: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Write each of `files` and return `{format: {"batch": int or None, "notes": [...]}}`.
 
@@ -36,30 +39,71 @@ def convert(
         model: name of the model.
         files: format -> path to write.
         opset: ONNX operator set.
+        quantization: of a quantized model: the file of its `weights`, how files `compute`, and the options of
+            `QuantizedFile`; `None` for a float model.
 
     Raises:
         ExportError: an operator has no equivalent in the format, named with its layer.
     """
-    results = {}
     places = Places(layers, model)
+    points = [tuple(endpoint) for endpoint in endpoints]
+    results = {}
     for file_format, path in files.items():
-        if file_format == "tflite":
-            from compress.deploy.tflite_conversion import to_tflite
-
-            content, batch = to_tflite(folder, [tuple(endpoint) for endpoint in endpoints], inputs, outputs, places)
+        job = (folder, points, inputs, outputs, places)
+        if quantization:
+            content, batch, notes = _convert_quantized(file_format, job, opset, **quantization)
         else:
-            from compress.deploy.onnx_conversion import to_onnx
-
-            content, batch = to_onnx(folder, tuple(endpoints[0]), inputs, outputs, places, opset=opset)
+            content, batch = _convert_float(file_format, job, opset)
+            notes = _batch_notes(file_format, batch)
         Path(path).write_bytes(content)
-        results[file_format] = {"batch": batch, "notes": _notes(file_format, batch)}
+        results[file_format] = {"batch": batch, "notes": notes}
     return results
 
 
-def _notes(file_format: str, batch: int | None) -> list[str]:
+def _convert_float(file_format: str, job: tuple, opset: int) -> tuple[bytes, int | None]:
+    if file_format == "tflite":
+        from compress.deploy.tflite_conversion import to_tflite
+
+        return to_tflite(*job)
+    from compress.deploy.onnx_conversion import to_onnx
+
+    folder, endpoints, inputs, outputs, places = job
+    return to_onnx(folder, endpoints[0], inputs, outputs, places, opset=opset)
+
+
+def _convert_quantized(
+    file_format: str, job: tuple, opset: int, *, weights: str, compute: Compute, io: Io, weight_type: WeightType
+) -> tuple[bytes, int | None, list[str]]:
+    stored = load_weights(weights)
+    if file_format == "tflite":
+        from compress.deploy.tflite_quantized import float_operators, to_quantized_tflite
+
+        content, batch, notes = to_quantized_tflite(*job, stored, compute=compute, io=io)
+        return content, batch, notes + _float_notes(file_format, compute, float_operators(content, job[-1]))
+    from compress.deploy.onnx_quantized import to_quantized_onnx
+
+    folder, endpoints, inputs, outputs, places = job
+    content, batch, notes = to_quantized_onnx(
+        folder, endpoints[0], inputs, outputs, places, stored, compute=compute, io=io, weights=weight_type, opset=opset
+    )
+    return content, batch, notes
+
+
+def _batch_notes(file_format: str, batch: int | None) -> list[str]:
     if batch is None:
         return []
     return [f"The {file_format} file takes one sample at a time: the model cannot be converted for any batch size."]
+
+
+def _float_notes(file_format: str, compute: Compute, found: list[tuple[str, str]]) -> list[str]:
+    """Name what stays float in a file that computes in integers."""
+    if compute != "integer" or not found:
+        return []
+    operators: dict[str, list[str]] = {}
+    for operator, layer in found:
+        operators.setdefault(layer or "outside layers", []).append(operator)
+    listed = "; ".join(f"{layer} ({', '.join(names)})" for layer, names in operators.items())
+    return [f"In the {file_format} file these compute in float: {listed}."]
 
 
 class Places:

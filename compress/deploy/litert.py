@@ -1,4 +1,8 @@
-"""`.tflite` files in LiteRT's interpreter, with its default options (XNNPACK kernels)."""
+"""`.tflite` files in LiteRT's interpreter, with its default options (XNNPACK kernels).
+
+Inputs and outputs of files that take integers hold real values here: floats are put onto the grid of the tensor and
+outputs are taken off it, so every file is compared and measured in the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ from compress.errors import DataError, ModelError
 
 
 class LiteRtRuntime(FileRuntime):
-    """A loaded `.tflite` file. Inputs and outputs are in the order of the file, named as in its signature."""
+    """A loaded `.tflite` file. Inputs and outputs are in the order of the file, named as in its signature.
+
+    `run` quantizes what is not of an integer input's own type, and returns quantized outputs as float32; `inputs` and
+    `outputs` say the types in the file.
+    """
 
     name = "tflite"
 
@@ -22,7 +30,7 @@ class LiteRtRuntime(FileRuntime):
         self.version = package_version("ai-edge-litert")
         self._path = path
         try:
-            self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
+            self._interpreter = self._open_interpreter(path, threads)
             self._inputs = self._interpreter.get_input_details()
             self._outputs = self._interpreter.get_output_details()
             inputs, outputs = self._describe_tensors()
@@ -38,6 +46,13 @@ class LiteRtRuntime(FileRuntime):
                 "Export the model again.",
             ) from error
         super().__init__(inputs, outputs, threads)
+
+    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        pairs = zip(inputs, self._inputs, strict=False)  # a wrong number is refused below
+        return super().run([*(_quantize(array, details) for array, details in pairs), *inputs[len(self._inputs) :]])
+
+    def _open_interpreter(self, path: Path, threads: int) -> Interpreter:
+        return Interpreter(model_path=str(path), num_threads=threads)
 
     def _describe_tensors(self) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
         """Return the inputs and the outputs, under the names in the file's signature if it has one."""
@@ -59,13 +74,31 @@ class LiteRtRuntime(FileRuntime):
             for details, array in zip(self._inputs, arrays, strict=True):
                 self._interpreter.set_tensor(details["index"], array)
             self._interpreter.invoke()
-            return [self._interpreter.get_tensor(details["index"]) for details in self._outputs]
+            return [_dequantize(self._interpreter.get_tensor(info["index"]), info) for info in self._outputs]
         except (RuntimeError, ValueError) as error:
             raise DataError(
                 f"{self._path} could not run on inputs of shape "
                 f"{', '.join(str(array.shape) for array in arrays)}. "
                 f"Received: {one_line(error)}"
             ) from error
+
+
+def _quantize(array: np.ndarray, details: dict[str, Any]) -> np.ndarray:
+    """Return an array as the integers of a quantized input; integers of its own type are taken to be these."""
+    scale, zero_point = details["quantization"]
+    dtype, array = np.dtype(details["dtype"]), np.asarray(array)
+    if not scale or dtype.kind not in "iu" or array.dtype == dtype or array.dtype.kind not in "biuf":
+        return array
+    limits = np.iinfo(dtype)
+    steps = np.rint(array.astype("float32") / np.float32(scale)) + zero_point
+    return np.clip(np.nan_to_num(steps), limits.min, limits.max).astype(dtype)
+
+
+def _dequantize(array: np.ndarray, details: dict[str, Any]) -> np.ndarray:
+    scale, zero_point = details["quantization"]
+    if not scale or array.dtype.kind not in "iu":
+        return array
+    return (array.astype("float32") - np.float32(zero_point)) * np.float32(scale)
 
 
 def _describe(tensors: list[dict[str, Any]], signature: dict[str, dict[str, Any]]) -> tuple[TensorInfo, ...]:

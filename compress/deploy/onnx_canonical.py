@@ -13,6 +13,9 @@ import onnx
 
 from compress.deploy.onnx_digests import bodies, sort_loops
 
+_READ_STORED = ("DequantizeLinear", "Cast", "Gather", "MatMulInteger", "ConvInteger")
+_MAKE_FLOATS = ("DequantizeLinear", "Cast", "Mul", "Concat")
+
 
 def canonicalize(model: onnx.ModelProto, layer_of: Callable[[str], str]) -> None:
     """Reorder and rename all of `model` but its inputs and outputs, in place; drop what nothing uses.
@@ -57,6 +60,7 @@ class _Scope:
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.new_names: dict[str, str] = {}
         self.used_initializers: list[str] = []
+        self.stored = self._find_stored()
 
     def rewrite(self) -> None:
         nodes = _ordered_nodes(self.graph)
@@ -73,6 +77,17 @@ class _Scope:
         _replace(self.graph.node, nodes)
         _replace(self.graph.initializer, constants)
         del self.graph.value_info[:]
+
+    def _find_stored(self) -> set[str]:
+        """Return the tensors that stored weights are read as: what makes floats out of constant integers or halves."""
+        stored: set[str] = set()
+        for node in self.graph.node:  # which stand after their inputs
+            sources = [name in stored or name in self.initializers for name in node.input if name]
+            if node.op_type in _MAKE_FLOATS and sources and all(sources):
+                first = node.input[0]
+                if first in stored or self._is_weight(first, node.op_type):
+                    stored.update(node.output)
+        return stored
 
     def resolve(self, name: str, wish: str, number: bool = False) -> str:
         """Return the new name of a tensor; one without a name yet is an initializer and is named `wish`."""
@@ -115,11 +130,13 @@ class _Scope:
         scope.rewrite()
 
     def _has_weights(self, node: onnx.NodeProto) -> bool:
-        tensors = (self.initializers.get(name) for name in node.input)
-        return any(
-            tensor is not None and len(tensor.dims) > 1 and tensor.data_type == onnx.TensorProto.FLOAT
-            for tensor in tensors
-        )
+        return any(name in self.stored or self._is_weight(name, node.op_type) for name in node.input)
+
+    def _is_weight(self, name: str, op_type: str) -> bool:
+        tensor = self.initializers.get(name)
+        if tensor is None or len(tensor.dims) < 2:
+            return False
+        return tensor.data_type == onnx.TensorProto.FLOAT or op_type in _READ_STORED
 
 
 def _forget_sizes(graph: onnx.GraphProto) -> None:

@@ -33,6 +33,28 @@ def to_onnx(
     Raises:
         ExportError: an operator has no equivalent in ONNX.
     """
+    model = convert_saved_model(folder, endpoint, inputs, outputs, places, opset=opset)
+    return finish_model(model, places, opset), endpoint[1]
+
+
+def convert_saved_model(
+    folder: str,
+    endpoint: tuple[str, int | None],
+    inputs: list[str],
+    outputs: list[str],
+    places: Places,
+    *,
+    opset: int,
+    handlers: dict[str, Any] | None = None,
+) -> onnx.ModelProto:
+    """Return the graph as tf2onnx makes it, with inputs and outputs named and in the model's order.
+
+    Args:
+        handlers: TensorFlow operator -> `handler(context, node, name, arguments)` that converts it.
+
+    Raises:
+        ExportError: tf2onnx cannot convert the graph.
+    """
     name, batch = endpoint
     loaded = tf.saved_model.load(folder)
     function = loaded.signatures[name]
@@ -50,20 +72,40 @@ def to_onnx(
             output_names=[results[n].name for n in outputs],
             opset=opset,
             tensors_to_rename=new_names,
+            custom_op_handlers={kind: (handler, []) for kind, handler in {"Erfc": _erfc, **(handlers or {})}.items()},
         )
+    except ExportError:
+        raise
     except Exception as error:  # tf2onnx raises many types; each means that it cannot convert this
         raise places.failure("ONNX", error) from error
-    if found := [(node.op_type, node.name) for node in _nodes(model.graph) if not _is_known(node, opset)]:
-        raise places.error("ONNX", found)
     _set_values(model.graph.input, [_value(model.graph.input, n, sources[n], batch) for n in inputs])
     _set_values(model.graph.output, [_value(model.graph.output, n, results[n], batch) for n in outputs])
+    return model
+
+
+def finish_model(model: onnx.ModelProto, places: Places, opset: int) -> bytes:
+    """Return the bytes of the file: checked, in canonical form and stamped.
+
+    Raises:
+        ExportError: an operator is not one of ONNX, or the model is not valid.
+    """
+    if found := [(node.op_type, node.name) for node in _nodes(model.graph) if not _is_known(node, opset)]:
+        raise places.error("ONNX", found)
     canonicalize(model, places.layer_path)
     _stamp(model, opset)
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise places.failure("ONNX", error) from error
-    return model.SerializeToString(deterministic=True), batch
+    return model.SerializeToString(deterministic=True)
+
+
+def _erfc(context: Any, node: Any, _name: str, _arguments: Any) -> None:
+    """Convert `Erfc`, which exact GELU uses and tf2onnx does not know, to `1 - Erf`."""
+    inner = context.make_node("Erf", [node.input[0]], op_name_scope=node.name)
+    one = context.make_const(tf2onnx.utils.make_name(node.name), np.array(1, "float32"))
+    node.type = "Sub"
+    context.replace_inputs(node, [one.output[0], inner.output[0]])
 
 
 def _fill_captured(graph: Any, function: Any, count: int) -> None:

@@ -1,7 +1,13 @@
-"""`.onnx` files in ONNX Runtime on the CPU, with its default graph optimizations."""
+"""`.onnx` files in ONNX Runtime on the CPU, with its default graph optimizations.
+
+Inputs and outputs of files that take integers hold real values here: floats are put onto the grid that the file's
+metadata tells and outputs are taken off it, so every file is compared and measured in the same numbers.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +18,25 @@ from compress.deploy.records import TensorInfo
 from compress.deploy.runtimes import FileRuntime, one_line
 from compress.errors import DataError, ModelError
 
+GRIDS_KEY = "bmcompress.grids"
+"""Key of a file's metadata that tells the grids of its inputs and outputs, as JSON."""
+
 _ONLY_ERRORS = 3
+
+Grid = tuple[float, int]
+"""Scale and zero point of integers: `scale * (q - zero_point)`."""
 
 
 class OnnxRuntime(FileRuntime):
-    """A loaded `.onnx` file. Inputs and outputs are in the order of its graph."""
+    """A loaded `.onnx` file. Inputs and outputs are in the order of its graph.
+
+    `run` quantizes what is not of an integer input's own type, and returns quantized outputs as float32; `inputs` and
+    `outputs` say the types in the file.
+
+    Attributes:
+        input_grids: the grid of each input, `None` where nothing quantizes it or the file does not tell.
+        output_grids: the grid of each output, likewise; also where the file turns the integers into floats itself.
+    """
 
     name = "onnx"
     version = onnxruntime.__version__
@@ -35,17 +55,61 @@ class OnnxRuntime(FileRuntime):
             ) from error
         inputs = tuple(_describe(argument, path) for argument in self._session.get_inputs())
         super().__init__(inputs, tuple(_describe(argument, path) for argument in self._session.get_outputs()), threads)
+        text = self._session.get_modelmeta().custom_metadata_map.get(GRIDS_KEY, "{}")
+        self.input_grids = _read_grids(text, "inputs", self.inputs, path)
+        self.output_grids = _read_grids(text, "outputs", self.outputs, path)
+
+    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        known = zip(inputs, self.inputs, self.input_grids, strict=False)  # a wrong number is refused below
+        return super().run([*(_quantize(*each) for each in known), *inputs[len(self.inputs) :]])
 
     def _invoke(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         feeds = {info.name: array for info, array in zip(self.inputs, arrays, strict=True)}
         try:
-            return self._session.run([info.name for info in self.outputs], feeds)
+            outputs = self._session.run([info.name for info in self.outputs], feeds)
         except Exception as error:  # as above
             raise DataError(
                 f"{self._path} could not run on inputs of shape "
                 f"{', '.join(str(array.shape) for array in arrays)}. "
                 f"Received: {one_line(error)}"
             ) from error
+        return [_dequantize(output, grid) for output, grid in zip(outputs, self.output_grids, strict=True)]
+
+
+def _quantize(array: np.ndarray, info: TensorInfo, grid: Grid | None) -> np.ndarray:
+    """Return an array as the integers of a quantized input; integers of its own type are taken to be these."""
+    array = np.asarray(array)
+    if (
+        grid is None
+        or info.dtype not in ("int8", "uint8")
+        or array.dtype == info.dtype
+        or array.dtype.kind not in "biuf"
+    ):
+        return array
+    limits = np.iinfo(info.dtype)
+    steps = np.rint(array.astype("float32") / np.float32(grid[0])) + grid[1]
+    return np.clip(np.nan_to_num(steps), limits.min, limits.max).astype(info.dtype)
+
+
+def _dequantize(array: np.ndarray, grid: Grid | None) -> np.ndarray:
+    if grid is None or array.dtype not in (np.int8, np.uint8):
+        return array
+    return (array.astype("float32") - np.float32(grid[1])) * np.float32(grid[0])
+
+
+def _read_grids(text: str, side: str, tensors: tuple[TensorInfo, ...], path: Path) -> list[Grid | None]:
+    """Return the grids that a file's metadata tells for `"inputs"` or `"outputs"`."""
+    try:
+        found = json.loads(text).get(side, {})
+        grids = {name: (float(grid["scale"]), int(grid["zero_point"])) for name, grid in found.items()}
+        if not all(math.isfinite(scale) and scale > 0 for scale, _ in grids.values()):
+            raise ValueError("a scale that is not above 0")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"{path}: expected the metadata {GRIDS_KEY!r} to tell scales and zero points. Received: {one_line(error)}",
+            "Export the model again.",
+        ) from error
+    return [grids.get(info.name) for info in tensors]
 
 
 def _describe(argument: Any, path: Path) -> TensorInfo:

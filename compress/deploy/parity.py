@@ -18,6 +18,30 @@ from compress.worker import run_in_worker
 
 
 @dataclass(frozen=True)
+class Limit:
+    """How far outputs may be from their reference.
+
+    Args:
+        tolerance: largest `Difference.excess`; `None` where only the mean difference in steps is limited, to 1.
+        steps: the step of the integers behind each output, `None` where it is float.
+    """
+
+    tolerance: float | None
+    steps: tuple[float | None, ...] = ()
+
+    def error(self, found: Difference, output: str) -> str | None:
+        """Return what is wrong with a difference, or `None`."""
+        if self.tolerance is None:
+            # Integers may fall to the other side of a tie, and one such step may grow on its way to the output.
+            if found.mean_steps is not None and not found.mean_steps <= 1:
+                return f"more than one step of its integers on average. Received: {found.mean_steps:.3g} steps"
+            return None
+        if not found.excess <= self.tolerance:
+            return f"more than the tolerance {self.tolerance:g}. Received: {found.excess:.3g} at output {output!r}"
+        return None
+
+
+@dataclass(frozen=True)
 class Difference:
     """How far outputs are from their reference.
 
@@ -30,6 +54,8 @@ class Difference:
         worst_output: index of the output with the largest `excess`.
         agreement: fraction of rows with the same argmax, the lowest of all outputs with classes; `None`
             without any.
+        mean_steps: mean absolute difference in steps of the integers behind an output, the largest of all outputs
+            that have them; `None` without any.
     """
 
     max_abs_diff: float
@@ -37,36 +63,47 @@ class Difference:
     excess: float
     worst_output: int
     agreement: float | None
+    mean_steps: float | None = None
 
     def merge(self, other: Difference) -> Difference:
         """Return the worse of both in each respect."""
         worse = max(self, other, key=lambda difference: difference.excess)
         agreements = [value for value in (self.agreement, other.agreement) if value is not None]
+        steps = [value for value in (self.mean_steps, other.mean_steps) if value is not None]
         return Difference(
             max(self.max_abs_diff, other.max_abs_diff),
             max(self.max_rel_diff, other.max_rel_diff),
             worse.excess,
             worse.worst_output,
             min(agreements, default=None),
+            max(steps, default=None),
         )
 
 
-def compare_outputs(reference: list[np.ndarray], outputs: list[np.ndarray]) -> Difference:
+def compare_outputs(
+    reference: list[np.ndarray], outputs: list[np.ndarray], steps: tuple[float | None, ...] = ()
+) -> Difference:
     """Return how far `outputs` are from `reference`, both one array `(samples, ...)` per output.
+
+    Args:
+        reference: what is right.
+        outputs: what is compared with it.
+        steps: the step of the integers behind each output, `None` where it is float; empty for float outputs only.
 
     Raises:
         ExportError: they differ in number, in shape, or in where they are NaN or infinite.
     """
     if len(reference) != len(outputs):
         raise ExportError(f"expected {len(reference)} outputs. Received: {len(outputs)}")
-    parts = [_compare(i, *pair) for i, pair in enumerate(zip(reference, outputs, strict=True))]
+    known = steps or (None,) * len(reference)
+    parts = [_compare(i, *each) for i, each in enumerate(zip(reference, outputs, known, strict=True))]
     total = parts[0]
     for part in parts[1:]:
         total = total.merge(part)
     return total
 
 
-def _compare(index: int, reference: np.ndarray, output: np.ndarray) -> Difference:
+def _compare(index: int, reference: np.ndarray, output: np.ndarray, step: float | None) -> Difference:
     if reference.shape != output.shape:
         raise ExportError(f"output {index}: expected shape {reference.shape}. Received: {output.shape}")
     if reference.dtype.kind in "OSU":
@@ -95,6 +132,7 @@ def _compare(index: int, reference: np.ndarray, output: np.ndarray) -> Differenc
         largest / max(1.0, float(np.abs(values).max())),
         index,
         _agreement(expected, received),
+        float(np.abs(values - received[finite]).mean() / step) if step else None,
     )
 
 
@@ -110,7 +148,7 @@ def check_parity(
     samples: list[np.ndarray],
     references: dict[str, list[np.ndarray]],
     *,
-    tolerance: float,
+    limit: Limit,
     folder: Path,
 ) -> tuple[Difference, dict[str, Any]]:
     """Run a file on samples in a child process and return the difference to Keras and what the runtime said.
@@ -121,11 +159,11 @@ def check_parity(
         samples: one array `(n, ...)` per input.
         references: the outputs of Keras, `"together"` for all samples in one batch and `"single"` for the
             first ones, one by one; a file of batch 1 has only the second.
-        tolerance: largest `Difference.excess` that is allowed.
+        limit: how far the outputs may be from those of Keras.
         folder: where arrays are exchanged with the child.
 
     Raises:
-        ExportError: the outputs differ by more than the tolerance, or the runtime cannot run the file.
+        ExportError: the outputs differ by more than the limit, or the runtime cannot run the file.
         WorkerError: the runtime crashed.
     """
     given, received = folder / f"{path.name}.inputs.npz", folder / f"{path.name}.outputs.npz"
@@ -143,20 +181,19 @@ def check_parity(
         for kind, reference in references.items():
             outputs = [arrays[f"{kind}_{i}"] for i in range(len(facts["outputs"]))]
             try:
-                differences.append(compare_outputs(reference, outputs))
+                differences.append(compare_outputs(reference, outputs, limit.steps))
             except ExportError as error:
                 raise ExportError(f"{name} differs from the Keras model ({kind}): {error.message}") from error
     total = differences[0]
     for difference in differences[1:]:
         total = total.merge(difference)
-    if not total.excess <= tolerance:
+    if problem := limit.error(total, facts["outputs"][total.worst_output]["name"]):
         agreement = "" if total.agreement is None else f", same class in {total.agreement:.1%} of the samples"
         raise ExportError(
-            f"{name} differs from the Keras model by more than the tolerance {tolerance:g}. Received: "
-            f"{total.excess:.3g} at output {facts['outputs'][total.worst_output]['name']!r} "
+            f"{name} differs from the Keras model by {problem} "
             f"(largest difference {total.max_abs_diff:.3g}{agreement})",
-            "Export parts of the model to find the layer that differs; raise the tolerance only if the "
-            "difference does no harm.",
+            "Run `bmcompress compare` on a file written with a larger tolerance to find the layer that differs; raise "
+            "the tolerance only if the difference does no harm.",
         )
     return total, facts
 

@@ -10,6 +10,13 @@ Format = Literal["tflite", "onnx"]
 """A file format that models are exported to."""
 
 
+Io = Literal["float32", "int8", "uint8"]
+"""Type of the inputs and outputs of a file that computes in integers."""
+
+WeightType = Literal["uint8", "int8"]
+"""How an ONNX file holds 8-bit weights."""
+
+
 class TensorInfo(BaseModel):
     """An input or output of a model file."""
 
@@ -48,8 +55,11 @@ class ExportRecord(BaseModel):
     """The same as a fraction of the range (largest minus smallest value) of its output."""
     agreement: float | None
     """Fraction of samples with the same largest class; `None` when no output has classes."""
-    tolerance: float
-    """Largest difference that was allowed, as a fraction of max(1, largest absolute output)."""
+    tolerance: float | None
+    """Largest difference that was allowed, as a fraction of max(1, largest absolute output); `None` where outputs are
+    integers, which may differ by one step on average."""
+    mean_steps: float | None = None
+    """Mean difference to Keras in steps of the integers behind an output, the largest of all outputs that have them."""
     runtime: str
     """`"tflite"` or `"onnx"`."""
     runtime_version: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import keras
 from compress.deploy.runtimes import one_line
 from compress.deploy.signature import ModelSignature, name_outputs, pack_inputs, read_signature
 from compress.errors import ExportError, SetupError
+from compress.quantization.deployment import deploy_model, is_fake_quantized
+from compress.quantization.stored import Compute, save_weights
 
 _HALF = ("float16", "bfloat16")
 
@@ -29,20 +31,36 @@ class SavedModel:
         folder: where it is.
         endpoints: `(name, batch)` of each entry point; `batch` is `None` where any size is taken.
         outputs: names of the outputs in the model's order.
+        compute: how a file of a quantized model is to compute; `None` for a float model.
+        output_steps: the step of the integers behind each output of a quantized model, `None` where it is float.
     """
 
     folder: Path
     endpoints: list[tuple[str, int | None]]
     outputs: list[str]
+    compute: Compute | None = None
+    output_steps: tuple[float | None, ...] = ()
+
+    @property
+    def weights(self) -> Path:
+        """The file with the integers that a file of a quantized model is to hold."""
+        return self.folder.with_suffix(".weights.npz")
 
 
 def write_saved_model(model: keras.Model, signature: ModelSignature, folder: Path) -> SavedModel:
     """Trace `model` for any batch size and for single samples, and write both as one SavedModel.
 
+    Of a fake-quantized model the float model with marked activations is traced, and its integers stand beside it.
+
     Raises:
         ExportError: the model cannot be traced at all.
+        ModelError: the model is fake-quantized and not calibrated.
         SetupError: the folder cannot be written.
     """
+    return (_write_quantized if is_fake_quantized(model) else _write)(model, signature, folder)
+
+
+def _write(model: keras.Model, signature: ModelSignature, folder: Path) -> SavedModel:
     import tensorflow as tf
 
     names: list[str] = []
@@ -80,11 +98,20 @@ def write_saved_model(model: keras.Model, signature: ModelSignature, folder: Pat
     return SavedModel(folder, endpoints, list(names))
 
 
+def _write_quantized(model: keras.Model, signature: ModelSignature, folder: Path) -> SavedModel:
+    deployment = deploy_model(model)
+    saved = _write(deployment.model, signature, folder)
+    saved = replace(saved, compute=deployment.compute, output_steps=deployment.output_steps)
+    save_weights(saved.weights, deployment.weights)
+    return saved
+
+
 def trace_file(source: str, folder: str) -> dict[str, Any]:
     """Write the model in a `.keras` file as a SavedModel; what a child does for other backends."""
     model = keras.saving.load_model(source, compile=False)
     saved = write_saved_model(model, read_signature(model), Path(folder))
-    return {"folder": str(saved.folder), "endpoints": saved.endpoints, "outputs": saved.outputs}
+    facts = {"compute": saved.compute, "output_steps": saved.output_steps}
+    return {"folder": str(saved.folder), "endpoints": saved.endpoints, "outputs": saved.outputs, **facts}
 
 
 @contextmanager
