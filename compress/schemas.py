@@ -12,6 +12,7 @@ PUBLISHED = {
     "budget": "compress.gate.budgets:BudgetFile",
     "manifest": "compress.manifest:Manifest",
     "benchmark": "compress.measure.results:BenchmarkReport",
+    "compare": "compress.measure.comparison:Comparison",
     "check": "compress.checking:CheckReport",
     "inspect": "compress.models.inspection:ModelSummary",
 }

@@ -113,13 +113,13 @@ def _evaluate_output(output: np.ndarray, label: Any, task: OutputKind, reference
 
 def _decisions(output: np.ndarray, label: Any, task: OutputKind, reference: np.ndarray | None) -> Quality:
     metrics, per_sample = {}, {}
-    decisions, valid = _decide(output, task)
+    decisions, valid = decide_outputs(output, task)
     if reference is not None:
-        other, other_valid = _decide(reference.reshape(output.shape), task)
+        other, other_valid = decide_outputs(reference.reshape(output.shape), task)
         agree = ((decisions == other) & valid & other_valid).reshape(len(output), -1).mean(axis=1)
         metrics["agreement"] = _share_metric(agree)
     if label is not None:
-        truth = _true_decisions(np.asarray(label), output, decisions.shape, task)
+        truth = true_decisions(np.asarray(label), output, decisions.shape, task)
         right = (decisions == truth) & valid
         drop = None if reference is None else _accuracy_drop(right, (other == truth) & other_valid)
         per_sample["accuracy"] = right.reshape(len(output), -1).mean(axis=1)
@@ -127,7 +127,7 @@ def _decisions(output: np.ndarray, label: Any, task: OutputKind, reference: np.n
     return Quality(metrics, per_sample)
 
 
-def _decide(output: np.ndarray, task: OutputKind) -> tuple[np.ndarray, np.ndarray]:
+def decide_outputs(output: np.ndarray, task: OutputKind) -> tuple[np.ndarray, np.ndarray]:
     """Return what each position says and whether its scores are finite."""
     finite = np.isfinite(output)
     if task.kind == "classification":
@@ -140,7 +140,7 @@ def _decide(output: np.ndarray, task: OutputKind) -> tuple[np.ndarray, np.ndarra
     return output > (0.0 if task.from_logits else 0.5), finite
 
 
-def _true_decisions(label: np.ndarray, output: np.ndarray, shape: tuple[int, ...], task: OutputKind) -> np.ndarray:
+def true_decisions(label: np.ndarray, output: np.ndarray, shape: tuple[int, ...], task: OutputKind) -> np.ndarray:
     """Return labels in the shape of the decisions, whatever form they came in."""
     if task.kind == "classification" and label.shape == output.shape:
         return np.argmax(label, axis=-1)

@@ -25,7 +25,7 @@ _UNCOUNTED_WORK = {
     "UNIDIRECTIONAL_SEQUENCE_RNN", "WHILE", "?",
 }  # fmt: skip
 _NO_KERNEL = {"ADD", "CALL", "DIV", "IF", "MUL", "PRELU", "SUB", "WHILE"}
-_DAMAGED = (
+DAMAGED = (
     ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError, struct.error,
 )  # fmt: skip
 
@@ -53,7 +53,7 @@ def read_tflite(path: str | Path) -> Contents:
                 if weight is not None:
                     contents.weights.add(*weight, kernel=position in working)
         _count_macs(model, contents)
-    except _DAMAGED as error:
+    except DAMAGED as error:
         # The generated reader trusts offsets, and those of a damaged file lead anywhere.
         raise ModelError(f"{path} is damaged: its tables cannot be read. Received: {error}") from error
     return contents
@@ -64,12 +64,12 @@ def _working_tensors(model: Any, graph: Any) -> set[int]:
     working: set[int] = set()
     for index in range(graph.OperatorsLength()):
         operator = graph.Operators(index)
-        if _operator_name(model, operator) not in _NO_KERNEL:
+        if operator_name(model, operator) not in _NO_KERNEL:
             working.update(operator.Inputs(i) for i in range(operator.InputsLength()))
     return working
 
 
-def _operator_name(model: Any, operator: Any) -> str:
+def operator_name(model: Any, operator: Any) -> str:
     code = model.OperatorCodes(operator.OpcodeIndex())
     return _BUILTINS.get(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), "?")
 
@@ -133,7 +133,7 @@ def _count_macs(model: Any, contents: Contents) -> None:
     batch = next((shapes[graph.Inputs(i)][0] for i in range(graph.InputsLength()) if shapes[graph.Inputs(i)]), 1)
     for index in range(graph.OperatorsLength()):
         operator = graph.Operators(index)
-        name = _operator_name(model, operator)
+        name = operator_name(model, operator)
         inputs = [shapes[operator.Inputs(i)] if operator.Inputs(i) >= 0 else () for i in range(operator.InputsLength())]
         outputs = [shapes[operator.Outputs(i)] for i in range(operator.OutputsLength())]
         macs = _operator_macs(operator, name, inputs, outputs[0] if outputs else ())
