@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "BenchmarkReport": "compress.measure.results",
     "BmcompressError": "compress.errors",
+    "Comparison": "compress.measure.comparison",
     "ConstantSchedule": "compress.pruning.schedules",
     "Data": "compress.data.split",
     "Distillation": "compress.passes.distill",
@@ -19,23 +20,34 @@ _PUBLIC = {
     "MagnitudePruning": "compress.passes.prune",
     "Pass": "compress.passes.base",
     "PolynomialSchedule": "compress.pruning.schedules",
+    "PostTrainingQuantization": "compress.passes.ptq",
     "Pruning": "compress.pruning.callback",
+    "QuantizationAwareTraining": "compress.passes.qat",
+    "QuantizationSummary": "compress.quantization.description",
     "Recipe": "compress.recipe",
     "Run": "compress.runner",
     "as_data": "compress.data.split",
+    "assign_bit_widths": "compress.quantization.mixed_precision",
     "benchmark_files": "compress.measure.benchmarking",
+    "calibrate": "compress.quantization.calibration",
     "check_budgets": "compress.checking",
+    "compare_models": "compress.measure.comparing",
     "copy_model": "compress.models.copying",
+    "describe_quantization": "compress.quantization.description",
     "distill": "compress.distillation",
     "export_model": "compress.deploy.exporting",
     "export_models": "compress.deploy.exporting",
+    "fake_quantize": "compress.quantization.fake_quantization",
     "fine_tune": "compress.finetuning",
+    "fold_batch_norm": "compress.quantization.folding",
     "inspect_model": "compress.models.inspection",
     "load_data": "compress.data.loading",
     "load_model": "compress.models.opening",
     "load_recipe": "compress.recipe",
+    "measure_sensitivity": "compress.quantization.model_sensitivity",
     "prune_weights": "compress.pruning.magnitude",
     "run": "compress.runner",
+    "snap_biases": "compress.quantization.deployment",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -62,6 +74,8 @@ if TYPE_CHECKING:
     from compress.errors import BmcompressError
     from compress.finetuning import fine_tune
     from compress.measure.benchmarking import benchmark_files
+    from compress.measure.comparing import compare_models
+    from compress.measure.comparison import Comparison
     from compress.measure.results import BenchmarkReport
     from compress.models.copying import copy_model
     from compress.models.inspection import inspect_model
@@ -70,8 +84,17 @@ if TYPE_CHECKING:
     from compress.passes.distill import Distillation
     from compress.passes.finetune import FineTuning
     from compress.passes.prune import MagnitudePruning
+    from compress.passes.ptq import PostTrainingQuantization
+    from compress.passes.qat import QuantizationAwareTraining
     from compress.pruning.callback import Pruning
     from compress.pruning.magnitude import prune_weights
     from compress.pruning.schedules import ConstantSchedule, PolynomialSchedule
+    from compress.quantization.description import QuantizationSummary, describe_quantization
+    from compress.quantization.mixed_precision import assign_bit_widths
+    from compress.quantization.model_sensitivity import measure_sensitivity
+    from compress.quantization.calibration import calibrate
+    from compress.quantization.deployment import snap_biases
+    from compress.quantization.fake_quantization import fake_quantize
+    from compress.quantization.folding import fold_batch_norm
     from compress.recipe import Recipe, load_recipe
     from compress.runner import Run, run

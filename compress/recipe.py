@@ -31,8 +31,13 @@ class Export(Options):
     """The kind of file."""
     opset: int = Field(default=17, ge=13, le=18)
     """ONNX operator set; not used by TFLite."""
+    io: Literal["float32", "int8", "uint8"] = "float32"
+    """Type of inputs and outputs; integers only after a pass that quantizes activations."""
+    weights: Literal["uint8", "int8"] = "uint8"
+    """How ONNX files hold 8-bit weights: `uint8` is exact on every CPU, `int8` suits accelerators."""
     tolerance: float | None = Field(default=None, gt=0)
-    """Largest accepted difference to the Keras model, relative to the largest output; by default 1e-4 in float32."""
+    """Largest accepted difference to the Keras model, relative to the largest output; by default 1e-4 in float32, and
+    one step of its integers on average where the output is quantized."""
 
 
 class Benchmark(Options):

@@ -34,7 +34,9 @@ from compress.models.opening import load_model, trust_packages
 from compress.passes.base import Pass
 from compress.plan import FINAL_MODEL, INPUT, baseline_files, export_files, run_directory, step_file
 from compress.preparation import Inputs, prepare_inputs
+from compress.quantization.deployment import is_fake_quantized
 from compress.recipe import Recipe, load_recipe
+from compress.restoring import restore_until_held
 from compress.run_directory import open_run_directory
 from compress.run_result import Run
 
@@ -169,12 +171,17 @@ class _Runner:
         except PassError as error:
             self._keep_last_good(error, item, position)
             raise
+        notes: list[str] = []
+        if item.max_drop is not None and item.on_fail == "restore":
+            result, notes = self._hold(item, result, metrics)
         name = step_file(self.recipe, position)
         self._keep(name, result.save)
         measured = self._metrics(result)
         seconds = time.monotonic() - began
         file = _digest_file(self.directory / name, content_digest(self.directory / name))
-        reverted, notes = self._gate(item, metrics, measured)
+        reverted = False
+        if not notes:
+            reverted, notes = self._gate(item, metrics, measured)
         if file.content == before.content:
             notes.append("the pass changed nothing")
             logger.warning("%s: the pass changed nothing", item.id)
@@ -191,13 +198,36 @@ class _Runner:
             notes=notes,
         )
 
+    def _hold(self, item: Pass, model: keras.Model, before: dict[str, float]) -> tuple[keras.Model, list[str]]:
+        """Return the model with as many layers in float as the pass's `max_drop` takes, and what to note."""
+        name = _primary_metric(item, before)
+        files = export_files(self.recipe) or {"tflite": "model.tflite"}
+
+        def export(candidate: keras.Model, folder: Path) -> list[Path]:
+            records = self._export_model(candidate, files, folder)
+            return [folder / record.path for record in records]
+
+        held = restore_until_held(
+            model,
+            metric=name,
+            before=before[name],
+            max_drop=item.max_drop,
+            order=lambda: item.sensitive_layers(model, self.data),
+            export=export,
+            test=self.data.test,
+            task=self.task,
+        )
+        restored = f"; back to float: {', '.join(held.layers)}" if held.layers else ""
+        sentence = f"{item.id}: on the files {name} falls by {100 * held.drop:.2f} pp, allowed are "
+        sentence += f"{100 * item.max_drop:g} pp{restored}"
+        logger.info("%s", sentence)
+        return held.model, [sentence]
+
     def _gate(self, item: Pass, before: dict[str, float], after: dict[str, float]) -> tuple[bool, list[str]]:
         """Apply the pass's `max_drop`; return whether the model before it is kept, and what to note."""
         if item.max_drop is None:
             return False, []
-        name = next((n for n in before if n.rpartition(".")[2] == "accuracy"), None)
-        if name is None:
-            raise PassError(f"{item.id}: max_drop needs labels to measure accuracy on, and the test split has none")
+        name = _primary_metric(item, before)
         drop = before[name] - after[name]
         if drop <= item.max_drop:
             return False, []
@@ -236,23 +266,27 @@ class _Runner:
         if self.manifest.exports_key == key and self._exports_unchanged(files):
             logger.info("export: already done")
             return
-        records = self._export_model(self.directory / FINAL_MODEL, files)
+        records = self._export_model(load_model(self.directory / FINAL_MODEL), files, self.directory)
         baselines = baseline_files(self.recipe)
         if baselines:
-            records += self._export_model(self.directory / f"{INPUT}.keras", baselines)
+            records += self._export_model(load_model(self.directory / f"{INPUT}.keras"), baselines, self.directory)
         self.manifest.exports, self.manifest.exports_key = records, key
         self._say(*(note for record in records for note in record.notes))
         self._save()
 
-    def _export_model(self, model_file: Path, files: dict[str, str]) -> list[ExportRecord]:
+    def _export_model(self, model: keras.Model, files: dict[str, str], folder: Path) -> list[ExportRecord]:
+        quantized = is_fake_quantized(model)
         by_settings: dict[tuple, dict[str, Path]] = {}
         for export in self.recipe.exports:
-            settings = (export.opset, export.tolerance)
-            by_settings.setdefault(settings, {})[export.format] = self.directory / files[export.format]
-        model = load_model(model_file)
+            # The input model is exported too, to compare with, and has no integers to take in.
+            io = export.io if quantized else "float32"
+            settings = (export.opset, io, export.weights, export.tolerance)
+            by_settings.setdefault(settings, {})[export.format] = folder / files[export.format]
         records = []
-        for (opset, tolerance), paths in by_settings.items():
-            records += export_models(model, paths, samples=self.data.test, opset=opset, tolerance=tolerance)
+        for (opset, io, weights, tolerance), paths in by_settings.items():
+            records += export_models(
+                model, paths, samples=self.data.test, opset=opset, io=io, weight_type=weights, tolerance=tolerance
+            )
         return records
 
     def _exports_unchanged(self, files: dict[str, str]) -> bool:
@@ -312,6 +346,13 @@ class _Runner:
     def _finish(self, status: str, error: str | None = None) -> None:
         self.manifest.status, self.manifest.error = status, error
         self._save()
+
+
+def _primary_metric(item: Pass, metrics: dict[str, float]) -> str:
+    name = next((n for n in metrics if n.rpartition(".")[2] == "accuracy"), None)
+    if name is None:
+        raise PassError(f"{item.id}: max_drop needs labels to measure accuracy on, and the test split has none")
+    return name
 
 
 def _versions(

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from compress import __version__
-from compress.cli import files, gate, passes, quickstart, recipes
+from compress.cli import compare, files, gate, passes, quantization, quickstart, recipes, sensitivity
 from compress.cli.command import separate_native_messages
 
 app = typer.Typer(
     name="bmcompress",
-    help="Compress trained Keras 3 models: distil, prune, export to TFLite and ONNX, benchmark, check budgets.",
+    help="Compress trained Keras 3 models: distil, prune, quantize, export to TFLite and ONNX, benchmark, check budgets.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # locals may hold what nobody wants in a log
 )
@@ -24,8 +24,12 @@ app.command("run")(recipes.run)
 app.command("distill")(passes.distill)
 app.command("prune")(passes.prune)
 app.command("finetune")(passes.finetune)
+app.command("quantize")(quantization.quantize)
+app.command("qat")(quantization.qat)
 app.command("export")(files.export)
 app.command("benchmark")(files.benchmark)
+app.command("compare")(compare.compare)
+app.command("sensitivity")(sensitivity.sensitivity)
 app.command("inspect")(files.inspect)
 app.command("check")(gate.check)
 app.add_typer(recipes.recipe_app, name="recipe")
@@ -35,7 +39,7 @@ app.add_typer(recipes.recipe_app, name="recipe")
 def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
-    """Compress trained Keras 3 models: distil, prune, export to TFLite and ONNX, benchmark, check budgets."""
+    """Compress trained Keras 3 models: distil, prune, quantize, export to TFLite and ONNX, benchmark, check budgets."""
     if show:
         print(f"bmcompress {__version__}")
         raise typer.Exit

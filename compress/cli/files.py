@@ -68,7 +68,7 @@ def export(
 
     packages = tuple(allow_import or ())
     loaded = load_model(model, allow_imports=packages)
-    samples = _test_split(data, rescale, take, skip, packages)
+    samples = load_test_split(data, rescale, take, skip, packages)
     folder = Path(output) if output else Path(model).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{Path(model).stem}.{name}" for name in formats}
@@ -79,7 +79,7 @@ def export(
         print_table(*export_rows(records), title=str(folder))
 
 
-def _test_split(
+def load_test_split(
     reference: str | None, rescale: str | None, take: int | None, skip: int | None, packages: tuple[str, ...]
 ) -> Split | None:
     """Return the test split of a data reference, with what was chosen said on stderr; `None` without a reference."""
@@ -124,7 +124,7 @@ def benchmark(
     packages = tuple(allow_import or ())
     report = benchmark_files(
         files,
-        _test_split(data, rescale, take, skip, packages),
+        load_test_split(data, rescale, take, skip, packages),
         reference=reference,
         threads=threads,
         batch=batch,

@@ -75,13 +75,13 @@ def distill(
         "batch_size": batch_size,
     }
     data_options = {"reference": data, "rescale": rescale, "take": take, "skip": skip}
-    recipe = _one_pass_recipe("distill", student, options, data_options, to, seed)
+    recipe = one_pass_recipe("distill", student, options, data_options, to, seed)
     if unlabelled:
         # Not spread over train and test, as --data is: all that the reference holds is used.
         steps = [{"rescale": rescale}] if rescale else []
         source = {"preprocess": steps, **parse_source(unlabelled), "labels": False}
         recipe.setdefault("data", {})["unlabelled"] = source
-    _run(recipe, output, set_, allow_import, print_recipe, json_output)
+    run_or_print(recipe, output, set_, allow_import, print_recipe, json_output)
 
 
 @command
@@ -120,8 +120,8 @@ def prune(
         "teacher": {"path": teacher} if teacher not in (None, "input") else teacher,
     }
     data_options = {"reference": data, "rescale": rescale, "take": take, "skip": skip}
-    recipe = _one_pass_recipe("prune", model, options, data_options, to, seed)
-    _run(recipe, output, set_, allow_import, print_recipe, json_output)
+    recipe = one_pass_recipe("prune", model, options, data_options, to, seed)
+    run_or_print(recipe, output, set_, allow_import, print_recipe, json_output)
 
 
 @command
@@ -146,8 +146,8 @@ def finetune(
     """Train on, with the zeros of earlier passes held."""
     options = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
     data_options = {"reference": data, "rescale": rescale, "take": take, "skip": skip}
-    recipe = _one_pass_recipe("finetune", model, options, data_options, to, seed)
-    _run(recipe, output, set_, allow_import, print_recipe, json_output)
+    recipe = one_pass_recipe("finetune", model, options, data_options, to, seed)
+    run_or_print(recipe, output, set_, allow_import, print_recipe, json_output)
 
 
 def parse_formats(to: str) -> list[str]:
@@ -162,7 +162,9 @@ def parse_formats(to: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _one_pass_recipe(kind: str, model: str, options: dict, data: dict, to: str, seed: int) -> dict[str, Any]:
+def one_pass_recipe(
+    kind: str, model: str, options: dict, data: dict, to: str, seed: int, io: str = "float32"
+) -> dict[str, Any]:
     """Return the recipe, as plain values, that a one-pass command stands for."""
     from compress.data.references import parse_reference
 
@@ -172,7 +174,7 @@ def _one_pass_recipe(kind: str, model: str, options: dict, data: dict, to: str, 
         "seed": seed,
         "model": {"path": model},
         "passes": [{"type": kind, **{k: v for k, v in options.items() if v is not None}}],
-        "exports": [{"format": name} for name in parse_formats(to)],
+        "exports": [{"format": name, **({"io": io} if io != "float32" else {})} for name in parse_formats(to)],
     }
     if data["reference"]:
         options = parse_reference(data["reference"], rescale=data["rescale"], take=data["take"], skip=data["skip"])
@@ -185,7 +187,7 @@ def _slug(text: str) -> str:
     return kept[:48] or "model"
 
 
-def _run(
+def run_or_print(
     recipe: dict, output: str | None, overrides: Any, allow_import: Any, print_recipe: bool, json_output: bool
 ) -> None:
     from compress.cli.recipes import run_and_show

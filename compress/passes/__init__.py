@@ -13,6 +13,8 @@ BUILT_IN: dict[str, str] = {
     "distill": "compress.passes.distill:Distillation",
     "finetune": "compress.passes.finetune:FineTuning",
     "prune": "compress.passes.prune:MagnitudePruning",
+    "ptq": "compress.passes.ptq:PostTrainingQuantization",
+    "qat": "compress.passes.qat:QuantizationAwareTraining",
 }
 
 _OTHER_WORDS = {"distillation": "distill", "fine_tune": "finetune", "pruning": "prune", "sparsify": "prune"}

@@ -1,0 +1,50 @@
+"""The pass `qat`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from compress.passes.base import Pass
+from compress.passes.quantization import QuantizationOptions
+from compress.passes.training import TeacherOption, resolve_teacher, train_copy
+from compress.training.options import Training
+
+if TYPE_CHECKING:
+    import keras
+
+    from compress.data.split import Data
+
+
+class QuantizationAwareTraining(Training, QuantizationOptions, Pass):
+    """Train on with the rounding of the exported file in the loop (Jacob et al. 2018, arXiv:1712.05877).
+
+    The model is quantized and calibrated first, as `ptq` does. Zeros that earlier passes made stay zero.
+    """
+
+    type: Literal["qat"] = "qat"
+    epochs: int = Field(default=3, ge=0, le=1_000_000)
+    """Epochs of training."""
+    learning_rate: float | None = Field(default=1e-4, gt=0, allow_inf_nan=False)
+    """The rate at the start: low, as the weights are nearly right."""
+    ranges: Literal["moving", "frozen", "learned"] = "moving"
+    """Ranges of activations follow the batches, stay as calibrated, or are learned with the scales of weights (LSQ,
+    Esser et al. 2020, arXiv:1902.08153), which helps below 8 bits."""
+    teacher: TeacherOption = None
+    """A model that teaches meanwhile: a `.keras` file, or `input` for the model that the recipe starts from."""
+
+    def apply(self, model: keras.Model, data: Data) -> keras.Model:
+        """Return a fake-quantized, trained twin of `model`; a fake-quantized one is trained on as it is."""
+        from compress.quantization.deployment import is_fake_quantized, snap_biases
+
+        teacher = resolve_teacher(self.teacher, model)
+        if not is_fake_quantized(model):
+            quantized = self.build(model, data, ranges=self.ranges)
+            self.calibrate(quantized, data)
+            model = quantized
+        return snap_biases(train_copy(model, data, self, teacher=teacher))
+
+    def needs_data(self) -> tuple[str, ...]:
+        """Return the splits that training reads."""
+        return ("train",)

@@ -1,0 +1,91 @@
+"""A quantization pass keeps its `max_drop` on the exported files: layers go back to float until it holds.
+
+Layers are restored in the order in which they suffer, and every answer is measured on files in their runtimes.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+from compress.data.split import Split
+from compress.measure.benchmarking import benchmark_files
+from compress.models.task import Task
+from compress.quantization.deployment import snap_biases
+from compress.quantization.restoration import quantized_layers, restore_layers
+from compress.quantization.sensitivity import Restoration, layers_to_restore
+
+logger = logging.getLogger(__name__)
+
+Export = Callable[[keras.Model, Path], list[Path]]
+"""Writes a model's files into a folder and returns them."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A model whose files keep what was promised.
+
+    Args:
+        model: the fake-quantized model.
+        drop: how far the metric falls on the worst of its files.
+        layers: paths of the layers that went back to float, most sensitive first.
+    """
+
+    model: keras.Model
+    drop: float
+    layers: tuple[str, ...]
+
+
+def restore_until_held(
+    model: keras.Model,
+    *,
+    metric: str,
+    before: float,
+    max_drop: float,
+    order: Callable[[], Sequence[str]],
+    export: Export,
+    test: Split,
+    task: Task,
+) -> Held:
+    """Return `model` with as few layers in float as it takes for its files to fall by at most `max_drop`.
+
+    Args:
+        model: a fake-quantized model; it is not changed.
+        metric: name of the metric, of which more is better.
+        before: its value before quantization.
+        max_drop: the most that it may fall.
+        order: returns the paths of the quantized layers, most sensitive first; called where the drop does not hold.
+        export: writes the files to measure.
+        test: samples with labels.
+        task: what the outputs are for.
+
+    Raises:
+        PassError: not even the float model's files keep the promise.
+    """
+
+    def evaluate(paths: tuple[str, ...]) -> float:
+        candidate = snap_biases(restore_layers(model, paths)) if paths else model
+        with tempfile.TemporaryDirectory(prefix="bmcompress-restore-") as name:
+            files = export(candidate, Path(name))
+            report = benchmark_files(files, test, tasks=task.outputs, latency=False, memory=False)
+        values = [result.quality[metric].value for result in report.results if result.quality]
+        return before - min(values)
+
+    drop = evaluate(())
+    if drop <= max_drop:
+        return Held(model, drop, ())
+    logger.warning(
+        "%s falls by %.2f pp, allowed are %g pp: looking for layers to restore", metric, 100 * drop, 100 * max_drop
+    )
+    layers = list(order())
+    known = quantized_layers(model)
+    found: Restoration = layers_to_restore(
+        [*layers, *(path for path in known if path not in layers)], evaluate, max_drop
+    )
+    restored = snap_biases(restore_layers(model, found.layers)) if found.layers else model
+    return Held(restored, found.drop, found.layers)
