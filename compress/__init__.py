@@ -89,12 +89,12 @@ if TYPE_CHECKING:
     from compress.pruning.callback import Pruning
     from compress.pruning.magnitude import prune_weights
     from compress.pruning.schedules import ConstantSchedule, PolynomialSchedule
-    from compress.quantization.description import QuantizationSummary, describe_quantization
-    from compress.quantization.mixed_precision import assign_bit_widths
-    from compress.quantization.model_sensitivity import measure_sensitivity
     from compress.quantization.calibration import calibrate
     from compress.quantization.deployment import snap_biases
+    from compress.quantization.description import QuantizationSummary, describe_quantization
     from compress.quantization.fake_quantization import fake_quantize
     from compress.quantization.folding import fold_batch_norm
+    from compress.quantization.mixed_precision import assign_bit_widths
+    from compress.quantization.model_sensitivity import measure_sensitivity
     from compress.recipe import Recipe, load_recipe
     from compress.runner import Run, run

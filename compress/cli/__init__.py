@@ -15,7 +15,7 @@ from compress.cli.command import separate_native_messages
 
 app = typer.Typer(
     name="bmcompress",
-    help="Compress trained Keras 3 models: distil, prune, quantize, export to TFLite and ONNX, benchmark, check budgets.",
+    help="Compress trained Keras 3 models: distil, prune, quantize, export to TFLite and ONNX, benchmark, gate.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,  # locals may hold what nobody wants in a log
 )
@@ -39,7 +39,7 @@ app.add_typer(recipes.recipe_app, name="recipe")
 def version(
     show: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
-    """Compress trained Keras 3 models: distil, prune, quantize, export to TFLite and ONNX, benchmark, check budgets."""
+    """Compress trained Keras 3 models: distil, prune, quantize, export to TFLite and ONNX, benchmark, gate."""
     if show:
         print(f"bmcompress {__version__}")
         raise typer.Exit

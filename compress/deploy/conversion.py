@@ -28,7 +28,7 @@ def convert(
     opset: int,
     quantization: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Write each of `files` and return `{format: {"batch": int or None, "notes": [...]}}`.
+    """Write each of `files` and return `{format: {"batch": int or None, "notes": [...], "opset": int or None}}`.
 
     Args:
         folder: the SavedModel.
@@ -56,8 +56,18 @@ def convert(
             content, batch = _convert_float(file_format, job, opset)
             notes = _batch_notes(file_format, batch)
         Path(path).write_bytes(content)
-        results[file_format] = {"batch": batch, "notes": notes}
+        results[file_format] = {"batch": batch, "notes": notes, "opset": _opset(file_format, content)}
     return results
+
+
+def _opset(file_format: str, content: bytes) -> int | None:
+    """Return the operator set of an ONNX file, which may be newer than asked for where its types need that."""
+    if file_format != "onnx":
+        return None
+    import onnx
+
+    versions = {item.domain: item.version for item in onnx.load_model_from_string(content).opset_import}
+    return versions[""]
 
 
 def _convert_float(file_format: str, job: tuple, opset: int) -> tuple[bytes, int | None]:
@@ -80,13 +90,13 @@ def _convert_quantized(
 
         content, batch, notes = to_quantized_tflite(*job, stored, compute=compute, io=io)
         return content, batch, notes + _float_notes(file_format, compute, float_operators(content, job[-1]))
-    from compress.deploy.onnx_quantized import to_quantized_onnx
+    from compress.deploy.onnx_quantized import float_operators, to_quantized_onnx
 
     folder, endpoints, inputs, outputs, places = job
     content, batch, notes = to_quantized_onnx(
         folder, endpoints[0], inputs, outputs, places, stored, compute=compute, io=io, weights=weight_type, opset=opset
     )
-    return content, batch, notes
+    return content, batch, notes + _float_notes(file_format, compute, float_operators(content, places))
 
 
 def _batch_notes(file_format: str, batch: int | None) -> list[str]:

@@ -22,9 +22,10 @@ from compress.deploy.parity import Limit, check_parity
 from compress.deploy.records import ExportRecord, Format, Io, WeightType
 from compress.deploy.runtimes import one_line
 from compress.deploy.signature import ModelSignature, draw_samples, pack_inputs, read_signature, take_samples
-from compress.deploy.tracing import SavedModel, computes_in_half, find_all_layers, write_saved_model
+from compress.deploy.tracing import SavedModel, computes_in_half, write_saved_model
 from compress.errors import DataError, ExportError, SetupError, UsageError
 from compress.files import atomic_path
+from compress.models.walking import find_all_layers
 from compress.quantization.deployment import activation_bits, compute_of, is_fake_quantized
 from compress.worker import run_in_worker
 
@@ -124,7 +125,7 @@ def export_models(
                     path=target.name,
                     sha256=hashlib.sha256(content).hexdigest(),
                     size_bytes=len(content),
-                    opset=opset if file_format == "onnx" else None,
+                    opset=results[file_format]["opset"],
                     inputs=facts["inputs"],
                     outputs=facts["outputs"],
                     batch="dynamic" if batch is None else batch,

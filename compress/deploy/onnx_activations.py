@@ -41,27 +41,31 @@ def _spread(graph: OnnxGraph) -> None:
     waiting = list(graph.nodes)
     while waiting:
         node = waiting.pop()
-        if not _moves(graph, node):
-            continue
-        step = step_of(graph, node.input[0])
-        if step is not None:
+        if node.op_type == "Concat":
+            waiting.extend(_quantize_inputs(graph, node, range(len(node.input))))
+        elif _moves(graph, node):
+            step = step_of(graph, node.input[0])
+            if step is None:
+                waiting.extend(_quantize_inputs(graph, node, range(1)))
+                continue
             for name in node.output:
                 if name and readers_step(graph, name) != step:
                     waiting.extend(graph.readers(name))
                     _quantize_tensor(graph, name, step)
-        elif len([name for name in node.output if name]) == 1:
-            step = readers_step(graph, node.output[0])
-            places = range(len(node.input)) if node.op_type == "Concat" else range(1)
-            for place in places if step is not None else ():
-                if step_of(graph, node.input[place]) is None:
-                    before = graph.maker(node.input[place])
-                    graph.set_input(node, place, add_pair(graph, node.input[place], step))
-                    waiting.extend([before] if before is not None else [])
+
+
+def _quantize_inputs(graph: OnnxGraph, node: onnx.NodeProto, places: range) -> list[onnx.NodeProto]:
+    """Put inputs of a node on the grid that its only output is put on; return the nodes that made them."""
+    step = readers_step(graph, node.output[0]) if len(node.output) == 1 else None
+    makers = []
+    for place in places if step is not None else ():
+        if step_of(graph, node.input[place]) is None:
+            makers.append(graph.maker(node.input[place]))
+            graph.set_input(node, place, add_pair(graph, node.input[place], step))
+    return [maker for maker in makers if maker is not None]
 
 
 def _moves(graph: OnnxGraph, node: onnx.NodeProto) -> bool:
-    if node.op_type == "Concat":
-        return step_of(graph, node.input[0]) is None
     if node.op_type == "Pad":
         fill = graph.value(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
         return attribute(node, "mode", b"constant") != b"constant" or (fill is not None and not np.any(fill))
@@ -148,6 +152,8 @@ def quantize_biases(graph: OnnxGraph, placed: dict[str, Placed]) -> None:
         step = step_of(graph, node.input[0]) if weight is not None else None
         if bias is None or step is None or step.dtype == "int16" or weight.scale is None:
             continue
+        if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
+            continue  # a Gemm whose bias has another grid
         if weight.scale.size > 1 and weight.scale.size != bias.size:
             continue  # as for grouped transposed convolutions, whose weight scales belong to another axis
         scale = np.array(np.float32(step.scale) * weight.scale, "float32")

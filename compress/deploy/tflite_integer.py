@@ -110,16 +110,14 @@ class IntegerGraph:
         output = self._graph.tensors[quantize.outputs[0]]
         if maker is None or int(quantize.outputs[0]) in self._graph.outputs:
             return False
-        # The converter joins names, so that of a guess may hold a marker's; a mean that the model rounds has a range of
-        # its own, narrower than that of its input.
-        if _MARKER in output.name and self._file.code(maker) != Op.MEAN:
-            return False
         before = makers.get(int(maker.inputs[0])) if len(maker.inputs) else None
         while before is not None and (kernel := KERNELS.get(self._file.code(before))) and kernel.moves:
             before = makers.get(int(before.inputs[0]))
         if before is None or self._file.code(before) != Op.DEQUANTIZE:
             return False
-        return read_grid(self._graph.tensors[before.inputs[0]]) == read_grid(output)
+        source = self._graph.tensors[before.inputs[0]]
+        # The converter joins the names of what it fuses, so a guess may bear the marker of what it reads.
+        return read_grid(source) == read_grid(output) and not _markers(output.name) - _markers(source.name)
 
     # Single operators
 
@@ -357,3 +355,8 @@ class IntegerGraph:
 
     def _grid(self, index: int) -> Grid:
         return read_grid(self._graph.tensors[index])
+
+
+def _markers(name: bytes) -> set[bytes]:
+    """Return the parts of a tensor's name that say which quantizers of the model it went through."""
+    return {part.rpartition(_MARKER)[0] for part in name.split(b";") if _MARKER in part}

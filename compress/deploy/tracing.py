@@ -17,6 +17,7 @@ import keras
 from compress.deploy.runtimes import one_line
 from compress.deploy.signature import ModelSignature, name_outputs, pack_inputs, read_signature
 from compress.errors import ExportError, SetupError
+from compress.models.walking import find_all_layers
 from compress.quantization.deployment import deploy_model, is_fake_quantized
 from compress.quantization.stored import Compute, save_weights
 
@@ -136,26 +137,6 @@ def single_precision(model: keras.Model) -> Iterator[None]:
 def computes_in_half(model: keras.Model) -> bool:
     """Return whether some layer computes in float16 or bfloat16."""
     return any(layer.compute_dtype in _HALF for layer in find_all_layers(model))
-
-
-def find_all_layers(model: keras.Model) -> list[keras.Layer]:
-    """Return `model` and every layer in it, also those that are attributes of other layers."""
-    found: list[keras.Layer] = []
-    seen: set[int] = set()
-    waiting: list[Any] = [model]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, keras.Layer):
-            found.append(value)
-            waiting.extend(vars(value).values())
-        elif isinstance(value, dict):
-            waiting.extend(value.values())
-        elif isinstance(value, (list, tuple)):
-            waiting.extend(value)
-    return found
 
 
 def _refuse_state(model: keras.Model) -> None:

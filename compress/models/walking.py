@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
@@ -50,6 +51,26 @@ def find_layers(model: keras.Model) -> list[tuple[str, keras.Layer]]:
     A layer that is used in several places is listed once, under the first of its paths.
     """
     return list(_leaves(model, "", set()))
+
+
+def find_all_layers(model: keras.Model) -> list[keras.Layer]:
+    """Return `model` and every layer in it, also those that are attributes of other layers."""
+    found: list[keras.Layer] = []
+    seen: set[int] = set()
+    waiting: list[Any] = [model]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, keras.Layer):
+            found.append(value)
+            waiting.extend(vars(value).values())
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            waiting.extend(value)
+    return found
 
 
 def list_kernels(model: keras.Model) -> list[Kernel]:

@@ -99,11 +99,13 @@ def deploy_model(model: keras.Model) -> Deployment:
     for layer, _, values in snapped_biases(graph):
         float_layers[id(layer)].bias.assign(values)
     names = {node.operation.name for node in graph.nodes}
+    quantizers = {id(node.operation): node.operation for node in graph.nodes if isinstance(node.operation, FakeQuant)}
+    marks = {key: _mark(layer) for key, layer in quantizers.items() if not layer.dynamic}
 
     def call(node: Node, *args: Any, **kwargs: Any) -> Any:
         layer = node.operation
         if isinstance(layer, FakeQuant):
-            return args[0] if layer.dynamic else _mark(layer)(args[0])
+            return args[0] if layer.dynamic else marks[id(layer)](args[0])
         outputs = float_layers.get(id(layer), layer)(*args, **kwargs)
         if compute == "integer" and _is_table(layer):
             step = _table_scale(layer)

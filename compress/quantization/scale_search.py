@@ -70,11 +70,6 @@ def search_scales(model: keras.Model, *, exclude: Collection[str] = ()) -> keras
     return drop_functions(model) if is_new else model
 
 
-def has_few_bits(model: keras.Model) -> bool:
-    """Return whether a fake-quantized model has weights of 6 bits or fewer."""
-    return any(_has_few_bits(form) for layer in quantized_layers_of(model) for form in layer.formats.values())
-
-
 def _has_few_bits(form: WeightFormat) -> bool:
     return form.dtype == "int" and form.bits <= _FEW_BITS
 

@@ -19,7 +19,7 @@ from compress.data.split import Split, flatten_arrays, map_arrays
 from compress.errors import BmcompressError, DataError, PassError
 from compress.models.fit_check import check_inputs
 from compress.models.task import Task
-from compress.models.walking import find_layers
+from compress.models.walking import find_all_layers, find_layers
 from compress.progress import track
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def build_optimizer(training: Training, total_steps: int, model: keras.Model) ->
         optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
     else:
         optimizer = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[training.optimizer](rate)
-    if any(layer.compute_dtype == "float16" for _, layer in find_layers(model)):
+    if any(layer.compute_dtype == "float16" for layer in find_all_layers(model)):
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 

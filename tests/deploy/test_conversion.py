@@ -11,8 +11,9 @@ from compress.deploy.conversion import Places
 from compress.deploy.onnx_conversion import to_onnx
 from compress.deploy.signature import read_signature
 from compress.deploy.tflite_conversion import to_tflite
-from compress.deploy.tracing import find_all_layers, write_saved_model
+from compress.deploy.tracing import write_saved_model
 from compress.errors import ExportError
+from compress.models.walking import find_all_layers
 
 L = keras.layers
 

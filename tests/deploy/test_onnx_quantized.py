@@ -19,8 +19,9 @@ from compress.deploy.onnx_share import quantized_share
 from compress.deploy.parity import run_file
 from compress.deploy.runtimes import open_runtime
 from compress.deploy.signature import read_signature
-from compress.deploy.tracing import find_all_layers, write_saved_model
+from compress.deploy.tracing import write_saved_model
 from compress.errors import ExportError
+from compress.models.walking import find_all_layers
 from compress.quantization.stored import StoredWeight
 from compress.worker import run_in_worker
 

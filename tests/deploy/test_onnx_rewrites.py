@@ -165,6 +165,20 @@ def test_numbers_become_one_step_of_their_own_grid(kind, value):
     np.testing.assert_array_equal(_run(model, X), before)
 
 
+def test_what_is_concatenated_onto_a_grid_lies_on_one():
+    nodes = [
+        *_pair("x", "a"),
+        ("Exp", ["a"], ["b"], {}),
+        ("Concat", ["a", "b"], ["c"], {"axis": 1}),
+        *_pair("c", "y", "t"),
+    ]
+    model = _model(nodes, {**_grid(0.02, 128), **_grid(0.05, 40, "t")}, ["n", 4], 2)
+    before = _run(model, X)
+    pair = ["QuantizeLinear", "DequantizeLinear"]
+    assert _kinds(_placed(model)) == [*pair, "Exp", *pair, "Concat", *pair]
+    np.testing.assert_array_equal(_run(model, X), before)
+
+
 def test_padding_of_a_pooled_tensor_adds_zero_points():
     nodes = [*_pair("x", "a"), ("Pad", ["a", "pads"], ["b"], {}), ("MaxPool", ["b"], ["y"], {"kernel_shape": [2]})]
     model = _model(nodes, {**_grid(0.02, 100), "pads": np.array([0, 0, 1, 0, 0, 1])}, ["n", 3, 4], 3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compress.deploy.parity import check_parity, compare_outputs
+from compress.deploy.parity import Limit, check_parity, compare_outputs
 from compress.errors import ExportError
 
 REFERENCE = np.array([[0.0, 4.0], [1.0, -4.0], [3.0, 2.0], [0.0, 1.0]], "float32")
@@ -71,7 +71,7 @@ def test_a_file_of_another_model_is_found(exported, tmp_path, file_format):
             "m." + file_format,
             [samples],
             references,
-            tolerance=1e-4,
+            limit=Limit(1e-4),
             folder=tmp_path,
         )
     assert "same class in " in error.value.message

@@ -11,7 +11,6 @@ from compress.errors import UsageError
 from compress.quantization.fake_quantization import fake_quantize
 from compress.quantization.model_awq import apply_awq
 from compress.quantization.restoration import quantized_layers, restore_layers
-from compress.quantization.scale_search import search_scales
 
 
 def block(residual: bool = False) -> tuple[keras.Model, np.ndarray]:
@@ -41,9 +40,9 @@ def test_float_outputs_stay_and_quantized_ones_come_closer():
     again = restore_layers(q, quantized_layers(q)).predict(x, verbose=0)
     np.testing.assert_allclose(again, expected, atol=2e-5 * np.abs(expected).max())
 
-    plain = search_scales(fake_quantize(model, "int8_weights", bits=3)).predict(x, verbose=0)
-    aware = search_scales(q).predict(x, verbose=0)
-    assert np.square(aware - expected).mean() < 0.8 * np.square(plain - expected).mean()
+    plain = fake_quantize(model, "int8_weights", bits=3).predict(x, verbose=0)
+    aware = q.predict(x, verbose=0)
+    assert np.square(aware - expected).mean() < 0.9 * np.square(plain - expected).mean()
 
 
 def test_a_tensor_that_others_read_is_not_divided():
@@ -52,7 +51,8 @@ def test_a_tensor_that_others_read_is_not_divided():
     assert [each.paths for each in scaled] == [("head",)]
     reasons = {each.path: each.reason for each in skipped}
     assert reasons["attention/query"] == "reads a tensor that other operations need unscaled"
-    assert reasons["wide"].startswith("follows ") and reasons["wide"].endswith("which cannot be divided exactly")
+    assert reasons["wide"].startswith("follows ")
+    assert reasons["wide"].endswith("which cannot be divided exactly")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_activations_in_between(activation, scales):
     q = fake_quantize(model, "int4_weights", group_size=4)
     samples = 10 * np.random.default_rng(0).normal(size=(50, 6)).astype("float32")
     if not scales:
-        with pytest.raises(UsageError, match="layers that AWQ can scale.*one: reads an input of the model; two: "):
+        with pytest.raises(UsageError, match=r"layers that AWQ can scale.*one: reads an input of the model; two: "):
             apply_awq(q, samples)
         return
     scaled, _ = apply_awq(q, samples)
@@ -79,5 +79,5 @@ def test_activations_in_between(activation, scales):
 
 def test_quantized_activations_are_refused():
     model, x = block()
-    with pytest.raises(UsageError, match="float activations for AWQ.*are quantized"):
+    with pytest.raises(UsageError, match=r"float activations for AWQ.*are quantized"):
         apply_awq(fake_quantize(model, "int8"), x)

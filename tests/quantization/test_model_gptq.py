@@ -65,7 +65,7 @@ def test_a_layer_that_sees_nothing_is_an_error_that_names_it():
     x = keras.Input((4,))
     y = layers.Dense(3, kernel_initializer="zeros", name="dead")(x)
     q = fake_quantize(keras.Model(x, layers.Dense(2, name="starved")(y)), "int8_weights", bits=4)
-    with pytest.raises(DataError, match="'starved' must see calibration data. Received: 8 inputs, all of them zero"):
+    with pytest.raises(DataError, match=r"'starved' must see calibration data. Received: 8 inputs, all of them zero"):
         apply_gptq(q, np.ones((8, 4), "float32"))
     with pytest.raises(DataError, match="data=None"):
         apply_gptq(q, None)
@@ -74,5 +74,5 @@ def test_a_layer_that_sees_nothing_is_an_error_that_names_it():
 def test_nothing_to_round_is_an_error():
     x = keras.Input((8, 8, 3))
     q = fake_quantize(keras.Model(x, layers.DepthwiseConv2D(3, name="depthwise")(x)), "int8")
-    with pytest.raises(UsageError, match="a layer that GPTQ can round.*depthwise: is no matrix product"):
+    with pytest.raises(UsageError, match=r"a layer that GPTQ can round.*depthwise: is no matrix product"):
         apply_gptq(q, np.ones((8, 8, 8, 3), "float32"))

@@ -40,14 +40,16 @@ def test_outputs_come_closer_than_with_nearest_rounding(cnn, tmp_path):
     before = model.get_weights()
     nearest = search_scales(calibrate(fake_quantize(model, "int8", bits=3), x))
     q = calibrate(fake_quantize(model, "int8", bits=3), x)
-    rounded, skipped = learn_roundings(q, x, samples=64, steps=60)
-    assert [each.path for each in rounded] == ["conv", "depthwise", "head"] and skipped == []
+    rounded, skipped = learn_roundings(q, x, samples=40, steps=50)
+    assert [each.path for each in rounded] == ["conv", "depthwise", "head"]
+    assert skipped == []
     assert all(each.error <= each.nearest_error for each in rounded)
-    assert error(model, q, x) < 0.6 * error(model, nearest, x)
+    assert error(model, q, x) < 0.7 * error(model, nearest, x)
     for mine, theirs in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     zeros = keras.ops.convert_to_numpy(model.get_layer("conv").kernel) == 0
-    assert zeros.any() and not q.get_layer("conv").stored_weights()[0].values[zeros].any()
+    assert zeros.any()
+    assert not q.get_layer("conv").stored_weights()[0].values[zeros].any()
     q.save(tmp_path / "q.keras")
     loaded = keras.saving.load_model(tmp_path / "q.keras")
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), q.predict(x, verbose=0))
@@ -81,7 +83,7 @@ def test_shared_layers_learn_from_all_calls_and_others_are_reported():
 
 def test_errors(cnn):
     model, x = cnn
-    with pytest.raises(UsageError, match="a layer that AdaRound can round.*no layer is quantized"):
+    with pytest.raises(UsageError, match=r"a layer that AdaRound can round.*no layer is quantized"):
         learn_roundings(model, x)
     with pytest.raises(UsageError, match="conv: is stored as floats"):
         learn_roundings(fake_quantize(model, "float16"), x)

@@ -87,7 +87,7 @@ def test_layers_can_be_left_out():
 
 def test_nan_is_an_error_that_names_the_layer():
     q = fake_quantize(dense_model(np.full((2, 2), np.nan)), "int8_weights", bits=3)
-    with pytest.raises(UsageError, match="finite weights.*'kernel' of 'dense'"):
+    with pytest.raises(UsageError, match=r"finite weights.*'kernel' of 'dense'"):
         search_scales(q)
 
 

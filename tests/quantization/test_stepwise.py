@@ -64,6 +64,7 @@ def test_samples_that_do_not_fit(two_inputs):
 def test_taken_samples_are_random_ones_of_arrays_and_the_first_of_streams():
     x = np.arange(100.0)[:, None]
     taken = take_samples(x, 10, seed=1)
-    assert len(taken) == 10 and taken.max() > 50
+    assert len(taken) == 10
+    assert taken.max() > 50
     np.testing.assert_array_equal(taken, take_samples((x, x), 10, seed=1))
     np.testing.assert_array_equal(take_samples([x], 200)[0], x)
