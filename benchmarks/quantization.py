@@ -38,13 +38,14 @@ FILES = {
     "ai_edge_quantizer": ("ai_edge_quantizer.tflite",),
     "onnxruntime_static": ("onnxruntime_default.onnx", "onnxruntime_u8s8.onnx", "onnxruntime_u8u8.onnx"),
     "tfmot_qat": ("tfmot_qat.tflite",),
-    "ours_ptq": ("ours_ptq.tflite", "ours_ptq.onnx"),
+    "ours_ptq": ("ours_ptq.tflite", "ours_ptq.onnx", "ours_ptq_s8.onnx"),
     "ours_qat": ("ours_qat.tflite", "ours_qat.onnx"),
 }
 RIVALS = {
     "ours_ptq.tflite": ("tflite_converter.tflite", "ai_edge_quantizer.tflite"),
     "ours_qat.tflite": ("tfmot_qat.tflite",),
     "ours_ptq.onnx": FILES["onnxruntime_static"],
+    "ours_ptq_s8.onnx": FILES["onnxruntime_static"],  # fast with VNNI, and wrong on older AVX2
 }
 """Our file -> files of peers that do the same kind of work."""
 

@@ -10,13 +10,16 @@ from quantization_peers import BATCH_SIZE, calibration_samples
 
 
 def ours_ptq(net: Net, arrays: Arrays, keras_file: Path, epochs: int, folder: Path) -> dict[str, Any]:
-    """Quantize after training, and write the model and both files as `ours_ptq`."""
+    """Quantize after training, and write the model and both files as `ours_ptq`; `_s8` has signed ONNX weights."""
     import compress
     from compress.data.split import Data, array_split
 
     model = compress.load_model(keras_file)
     data = Data(train=array_split("train", calibration_samples(arrays)))
-    return export(compress.PostTrainingQuantization(scheme="int8")(model, data), arrays, folder, "ours_ptq")
+    quantized = compress.PostTrainingQuantization(scheme="int8")(model, data)
+    signed = {"onnx": folder / "ours_ptq_s8.onnx"}
+    compress.export_models(quantized, signed, samples=arrays.x_train[:64], weight_type="int8")
+    return export(quantized, arrays, folder, "ours_ptq")
 
 
 def ours_qat(net: Net, arrays: Arrays, keras_file: Path, epochs: int, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,15 @@ import numpy as np
 import onnx
 
 from compress.deploy.onnx_graph import OnnxGraph, attribute
-from compress.deploy.onnx_steps import Step, add_dequantize, add_pair, add_quantize, read_step, readers_step, step_of
+from compress.deploy.onnx_steps import (
+    Step,
+    add_dequantize,
+    add_pair,
+    add_quantize,
+    read_step,
+    readers_step,
+    step_of,
+)
 from compress.deploy.onnx_stored import Placed
 from compress.errors import ExportError
 
@@ -20,6 +28,12 @@ _MOVING = {
     "Transpose", "Unsqueeze",
 }  # fmt: skip
 """Operators whose outputs hold values of their first input, or its zeros, so that one grid serves both."""
+
+_NOT_FLOAT = {
+    "And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Not", "Or", "Xor", "Shape",
+    "Size", "ArgMax", "ArgMin", "NonZero",
+}  # fmt: skip
+"""Operators that make truth values or sizes."""
 
 _BIASED = ("Conv", "ConvTranspose", "Gemm")
 _INT32_LIMIT = 2**31 - 1
@@ -121,6 +135,12 @@ def _drop_clipping(graph: OnnxGraph, node: onnx.NodeProto) -> None:
     if (np.isinf(low) or step.quantize(low) == limits.min) and (np.isinf(high) or step.quantize(high) == limits.max):
         graph.remove(node)
         graph.replace(node.output[0], node.input[0])
+    elif node.op_type == "Relu" and step.dtype == "uint8":
+        # The grid goes on below zero, as it is shared with other tensors. Its part from zero on clamps as ReLU does,
+        # and lets the operator before run in integers.
+        upper = add_pair(graph, node.input[0], Step(step.scale, 0, "uint8"))
+        graph.remove(node)
+        graph.replace(node.output[0], upper)
 
 
 def _pad_integers(graph: OnnxGraph, node: onnx.NodeProto) -> None:
@@ -179,7 +199,7 @@ def shield_bodies(graph: OnnxGraph) -> None:
     """
     for node in list(graph.nodes):
         for name in graph.implicit_reads(node):
-            if name not in graph.constants and name not in graph.inputs:
+            if name not in graph.constants and name not in graph.inputs and _may_be_float(graph, name):
                 _shield(graph, name, graph.readers(name))
 
 
@@ -208,6 +228,16 @@ def _is_fixed(graph: OnnxGraph, node: onnx.NodeProto) -> bool:
             return False
         waiting.extend(maker.input if maker is not None else ())
     return True
+
+
+def _may_be_float(graph: OnnxGraph, name: str) -> bool:
+    """Return whether a tensor may hold floats; masks and sizes do not, and are never quantized."""
+    maker = graph.maker(name)
+    while maker is not None and maker.op_type in _MOVING:
+        maker = graph.maker(maker.input[0])
+    if maker is not None and maker.op_type == "Cast":
+        return attribute(maker, "to", onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT
+    return maker is None or maker.op_type not in _NOT_FLOAT
 
 
 def _shield(graph: OnnxGraph, name: str, readers: list[onnx.NodeProto]) -> None:

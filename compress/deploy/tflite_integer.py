@@ -267,6 +267,8 @@ class IntegerGraph:
         error = np.abs((values - zero_point) * scale - constant).max()
         if grid is None and kind == Type.INT8 and error > _EXACT * largest:
             return None
+        if grid is not None and error > scale:
+            return None  # beyond the grid, as the great negative number of a mask is
         name = self._graph.tensors[index].name
         dtype = "int8" if kind == Type.INT8 else "int16"
         return lambda: self._file.add_tensor(

@@ -30,7 +30,7 @@ class PostTrainingQuantization(QuantizationOptions, Pass):
     """Training steps for each layer with `rounding: adaround`."""
     correct_biases: bool | None = None
     """Take the mean error of each layer's outputs out of its bias (Nagel et al. 2019, arXiv:1906.04721); by default
-    where samples are read anyway."""
+    where samples are read anyway, but not after `adaround`, which has fitted the outputs behind each activation."""
     activation_aware: bool = False
     """Make the grid finer for weights that meet large activations (AWQ, Lin et al. 2023, arXiv:2306.00978); only for
     `int8_weights` and `int4_weights`."""
@@ -89,7 +89,7 @@ class PostTrainingQuantization(QuantizationOptions, Pass):
 
         if self.correct_biases is not None:
             return self.correct_biases
-        return self._reads_samples and has_biases(quantized)
+        return self._reads_samples and self.rounding != "adaround" and has_biases(quantized)
 
     def _round(self, quantized: keras.Model, data: Data) -> None:
         """Put the weights on their grid in the way that was asked for; with few bits on one with searched scales."""

@@ -6,7 +6,7 @@ it give, in one pass. Source: Nagel et al. 2019, arXiv:1906.04721, section 4.2, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -65,7 +65,8 @@ def correct_biases(
     """
     wanted, theirs = trace_graph(reference), trace_graph(quantized)
     own = {id(variable) for variable in quantized.variables}
-    biases, skipped = _biases(theirs, {node.operation.name for node in wanted.nodes}, own)
+    known = {node.operation.name for node in wanted.nodes}
+    biases, skipped = _biases(theirs, known, own)
     if not biases:
         raise UsageError(
             f"expected layers with a bias and the same name in both models. Received: {reference.name!r} with "
@@ -84,7 +85,7 @@ def correct_biases(
     run = StepwiseRun(theirs, batches_for(theirs, x, batch_size))
     with track("correct biases", len(biases)) as advance:
         for node in theirs.nodes:
-            name = _name(node.operation)
+            name = _name(node.operation, known)
             if name in biases:
                 outputs, result = _correct(node, partial(run.outputs, node), biases[name], targets[name])
                 corrected.append(result)
@@ -114,11 +115,15 @@ def _biases(graph: Graph, known: set[str], own: set[int]) -> tuple[dict[str, ker
     skipped: list[Skipped] = []
     for node in graph.nodes:
         layer = node.operation
-        if any(each.path == _path(node) for each in skipped) or not getattr(layer, "weights", None) or not _name(layer):
+        if (
+            any(each.path == _path(node) for each in skipped)
+            or not getattr(layer, "weights", None)
+            or not _name(layer, known)
+        ):
             continue
         inner = getattr(layer, "layer", None) or layer
         bias = getattr(inner, "bias", None)
-        if _name(layer) not in known:
+        if _name(layer, known) not in known:
             if isinstance(bias, keras.Variable):
                 skipped.append(Skipped(_path(node), "has no counterpart in the float model"))
         elif len(graph.calls(layer)) > 1:
@@ -130,19 +135,21 @@ def _biases(graph: Graph, known: set[str], own: set[int]) -> tuple[dict[str, ker
         elif not _fits(inner, bias, node.output.shape):
             skipped.append(Skipped(_path(node), "has a bias that is not added to its output"))
         else:
-            found[_name(layer)] = bias
+            found[_name(layer, known)] = bias
     return found, skipped
 
 
-def _name(operation: keras.Operation) -> str | None:
-    """Return the name that a layer has in the float model, or `None` for a quantizer.
+def _name(operation: keras.Operation, known: Collection[str]) -> str | None:
+    """Return the name that a layer has in the float model, one of `known`, or `None` for a quantizer.
 
     The last operation has the name of the model's output, so a quantizer may be called as the layer before it, and
     the wrapper of that layer otherwise.
     """
     if isinstance(operation, FakeQuant):
         return None
-    return operation.layer.name if isinstance(operation, QuantizedLayer) else operation.name
+    if isinstance(operation, QuantizedLayer) and operation.name not in known:
+        return operation.layer.name
+    return operation.name
 
 
 def _path(node: Node) -> str:

@@ -1,9 +1,7 @@
 """AdaRound: learn for each weight whether to round up or down, from a few hundred unlabelled inputs.
 
 Nagel et al. 2020, arXiv:2004.10568. A soft rounding in [0, 1] per weight is trained so that the layer's outputs stay
-those of the float layer, and is pushed to 0 or 1 by a regulariser that sharpens over the run. Unlike there, each
-output channel's error counts relative to that of nearest rounding: behind folded batch norms channels differ by orders
-of magnitude, and the regulariser would round the small ones at random.
+those of the float layer, and is pushed to 0 or 1 by a regulariser that sharpens over the run.
 """
 
 from __future__ import annotations
@@ -62,9 +60,8 @@ def learn_rounding(
     """Return `kernel` rounded so that `forward(kernel, inputs)` comes closest to `targets`.
 
     Weights that lie on the grid already stay, so zeros of an earlier pruning stay zero. Nearest rounding is returned
-    where learning does not beat it on all `inputs`. Channels are the last axis of the outputs. The layer behind
-    `forward` is not changed if that swaps the kernel in with
-    `keras.StatelessScope(state_mapping=[(variable, kernel)])`.
+    where learning does not beat it on all `inputs`. The layer behind `forward` is not
+    changed if `forward` swaps the kernel in with `keras.StatelessScope(state_mapping=[(variable, kernel)])`.
 
     Args:
         forward: the layer as a function of its kernel and a batch of inputs; include the activation that is fused to
@@ -91,22 +88,21 @@ def learn_rounding(
     _check_options(steps, batch_size, learning_rate)
     top = largest_integer(bits)
     nearest = (np.clip(np.rint(kernel / scale), -top, top) * scale).astype("float32")
-    nearest_errors = _output_errors(forward, nearest, inputs, targets, batch_size)
-    nearest_error = _total(nearest_errors)
+    nearest_error = _output_error(forward, nearest, inputs, targets, batch_size)
     if not np.isfinite(nearest_error):
         raise DataError(f"inputs, targets and outputs of layer {name!r} must be finite. Received: NaN or infinity")
     if steps == 0 or nearest_error == 0:
         return LearnedRounding(nearest, nearest_error, nearest_error)
-    model = _SoftRounding(forward, kernel, scale, top, _Schedule(steps, strength, _weights(nearest_errors)))
+    model = _SoftRounding(forward, kernel, scale, top, _Schedule(steps, strength, 1 / nearest_error))
     model.compile(optimizer=keras.optimizers.Adam(learning_rate))
     with track(f"learn rounding of {name}", total=steps) as advance:
         for indices in _batches(samples, min(batch_size, samples), steps, seed):
             model.train_on_batch({"inputs": _take(inputs, indices), "targets": _take(targets, indices)})
             advance()
     learned = model.rounded_kernel()
-    errors = _output_errors(forward, learned, inputs, targets, batch_size)
-    if _total(errors) < nearest_error:
-        return LearnedRounding(learned, _total(errors), nearest_error)
+    error = _output_error(forward, learned, inputs, targets, batch_size)
+    if error < nearest_error:
+        return LearnedRounding(learned, error, nearest_error)
     return LearnedRounding(nearest, nearest_error, nearest_error)
 
 
@@ -114,7 +110,7 @@ def learn_rounding(
 class _Schedule:
     steps: int
     strength: float
-    error_weights: list[np.ndarray]
+    error_weight: float
 
 
 class _SoftRounding(keras.Model):
@@ -138,10 +134,8 @@ class _SoftRounding(keras.Model):
         up = self._soft_up()
         integers = ops.clip(ops.convert_to_tensor(self._floor) + up, -self._top, self._top)
         kernel = integers * ops.convert_to_tensor(self._scale)
-        errors = _squared_errors(self._forward(kernel, batch["inputs"]), batch["targets"])
-        weighted = [ops.mean(e * w) for e, w in zip(errors, self._schedule.error_weights, strict=True)]
-        loss = sum(weighted[1:], weighted[0]) / len(weighted)
-        self.add_loss(loss + self._undecided(up))
+        loss = _mean_squared_error(self._forward(kernel, batch["inputs"]), batch["targets"])
+        self.add_loss(loss * self._schedule.error_weight + self._undecided(up))
         self.step.assign_add(1.0)
         return loss
 
@@ -167,35 +161,23 @@ class _SoftRounding(keras.Model):
         return (np.clip(self._floor + up, -self._top, self._top) * self._scale).astype("float32")
 
 
-def _squared_errors(outputs: Any, targets: Any) -> list[Any]:
-    """Return the mean squared error of each channel, `(channels,)`, for each array of outputs."""
-    pairs = zip(keras.tree.flatten(outputs), keras.tree.flatten(targets), strict=True)
-    squares = [ops.square(ops.cast(o, "float32") - ops.cast(t, "float32")) for o, t in pairs]
-    return [ops.mean(each, axis=tuple(range(len(each.shape) - 1))) for each in squares]
+def _mean_squared_error(outputs: Any, targets: Any) -> Any:
+    outputs, targets = keras.tree.flatten(outputs), keras.tree.flatten(targets)
+    errors = [
+        ops.mean(ops.square(ops.cast(o, "float32") - ops.cast(t, "float32")))
+        for o, t in zip(outputs, targets, strict=True)
+    ]
+    return sum(errors[1:], errors[0])
 
 
-def _output_errors(
-    forward: Forward, kernel: np.ndarray, inputs: Any, targets: Any, batch_size: int
-) -> list[np.ndarray]:
+def _output_error(forward: Forward, kernel: np.ndarray, inputs: Any, targets: Any, batch_size: int) -> float:
     samples = len(keras.tree.flatten(targets)[0])
-    totals: list[Any] = []
+    total = 0.0
     for begin in range(0, samples, batch_size):
         indices = np.arange(begin, min(begin + batch_size, samples))
         outputs = forward(ops.convert_to_tensor(kernel), _take(inputs, indices))
-        found = _squared_errors(outputs, _take(targets, indices))
-        errors = [len(indices) * ops.convert_to_numpy(each).astype("float64") for each in found]
-        totals = [old + new for old, new in zip(totals, errors, strict=True)] if totals else errors
-    return [total / samples for total in totals]
-
-
-def _total(errors: list[np.ndarray]) -> float:
-    return float(sum(each.mean() for each in errors))
-
-
-def _weights(nearest_errors: list[np.ndarray]) -> list[np.ndarray]:
-    """Return what makes errors relative to those of nearest rounding; channels without any count for nothing."""
-    floor = 1e-6 * _total(nearest_errors)
-    return [np.where(each > 0, 1 / np.maximum(each, floor), 0).astype("float32") for each in nearest_errors]
+        total += len(indices) * float(_mean_squared_error(outputs, _take(targets, indices)))
+    return total / samples
 
 
 def _take(arrays: Any, indices: np.ndarray) -> Any:
