@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,7 @@ import keras
 from compress.data.split import Split
 from compress.measure.benchmarking import benchmark_files
 from compress.models.task import Task
-from compress.quantization.deployment import snap_biases
-from compress.quantization.restoration import quantized_layers, restore_layers
+from compress.quantization.restoration import quantized_layers
 from compress.quantization.sensitivity import Restoration, layers_to_restore
 
 logger = logging.getLogger(__name__)
@@ -48,6 +47,8 @@ def restore_until_held(
     before: float,
     max_drop: float,
     order: Callable[[], Sequence[str]],
+    without: Callable[[tuple[str, ...]], keras.Model],
+    keep: Collection[str] = (),
     export: Export,
     test: Split,
     task: Task,
@@ -60,6 +61,8 @@ def restore_until_held(
         before: its value before quantization.
         max_drop: the most that it may fall.
         order: returns the paths of the quantized layers, most sensitive first; called where the drop does not hold.
+        without: returns the model with some layers in float.
+        keep: layers that stay quantized.
         export: writes the files to measure.
         test: samples with labels.
         task: what the outputs are for.
@@ -69,7 +72,7 @@ def restore_until_held(
     """
 
     def evaluate(paths: tuple[str, ...]) -> float:
-        candidate = snap_biases(restore_layers(model, paths)) if paths else model
+        candidate = without(paths) if paths else model
         with tempfile.TemporaryDirectory(prefix="bmcompress-restore-") as name:
             files = export(candidate, Path(name))
             report = benchmark_files(files, test, tasks=task.outputs, latency=False, memory=False)
@@ -82,10 +85,7 @@ def restore_until_held(
     logger.warning(
         "%s falls by %.2f pp, allowed are %g pp: looking for layers to restore", metric, 100 * drop, 100 * max_drop
     )
-    layers = list(order())
-    known = quantized_layers(model)
-    found: Restoration = layers_to_restore(
-        [*layers, *(path for path in known if path not in layers)], evaluate, max_drop
-    )
-    restored = snap_biases(restore_layers(model, found.layers)) if found.layers else model
-    return Held(restored, found.drop, found.layers)
+    ordered = [*order(), *quantized_layers(model)]  # a layer that was not measured comes last
+    layers = [path for path in dict.fromkeys(ordered) if path not in keep]
+    found: Restoration = layers_to_restore(layers, evaluate, max_drop)
+    return Held(without(found.layers) if found.layers else model, found.drop, found.layers)

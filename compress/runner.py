@@ -35,6 +35,7 @@ from compress.passes.base import Pass
 from compress.plan import FINAL_MODEL, INPUT, baseline_files, export_files, run_directory, step_file
 from compress.preparation import Inputs, prepare_inputs
 from compress.quantization.deployment import is_fake_quantized
+from compress.quantization.restoration import end_layers
 from compress.recipe import Recipe, load_recipe
 from compress.restoring import restore_until_held
 from compress.run_directory import open_run_directory
@@ -173,7 +174,7 @@ class _Runner:
             raise
         notes: list[str] = []
         if item.max_drop is not None and item.on_fail == "restore":
-            result, notes = self._hold(item, result, metrics)
+            result, notes = self._hold(item, model, result, metrics)
         name = step_file(self.recipe, position)
         self._keep(name, result.save)
         measured = self._metrics(result)
@@ -198,8 +199,10 @@ class _Runner:
             notes=notes,
         )
 
-    def _hold(self, item: Pass, model: keras.Model, before: dict[str, float]) -> tuple[keras.Model, list[str]]:
-        """Return the model with as many layers in float as the pass's `max_drop` takes, and what to note."""
+    def _hold(
+        self, item: Pass, source: keras.Model, model: keras.Model, before: dict[str, float]
+    ) -> tuple[keras.Model, list[str]]:
+        """Return `model`, which `item` made of `source`, with as many layers in float as `max_drop` takes, and a note."""
         name = _primary_metric(item, before)
         files = export_files(self.recipe) or {"tflite": "model.tflite"}
 
@@ -213,6 +216,8 @@ class _Runner:
             before=before[name],
             max_drop=item.max_drop,
             order=lambda: item.sensitive_layers(model, self.data),
+            without=lambda paths: item.without(paths, model, source, self.data),
+            keep=end_layers(model) if any(export.io != "float32" for export in self.recipe.exports) else (),
             export=export,
             test=self.data.test,
             task=self.task,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -65,6 +66,15 @@ class PostTrainingQuantization(QuantizationOptions, Pass):
         if reference is not None:
             correct_biases(reference, quantized, take_samples(calibration_split(data), self.samples))
         return snap_biases(quantized)
+
+    def without(self, paths: tuple[str, ...], quantized: keras.Model, source: keras.Model, data: Data) -> keras.Model:
+        """Return `source` quantized anew without the layers `paths`: biases make up for what is quantized."""
+        from compress.quantization.restoration import quantized_layers, restore_layers
+
+        if set(paths) == set(quantized_layers(quantized)):
+            return restore_layers(self.build(source, data), paths)
+        exact = tuple(re.sub(r"([*?[])", r"[\1]", path) for path in paths)  # paths are patterns that fit themselves
+        return self.model_copy(update={"exclude": (*self.exclude, *exact)}).apply(source, data)
 
     def needs_data(self) -> tuple[str, ...]:
         """Return the splits that calibration and rounding read."""

@@ -84,6 +84,13 @@ class QuantizationOptions(Options):
         if self.needs_samples:
             calibrate(quantized, calibration_split(data), samples=self.samples, observer=self.observer)
 
+    def without(self, paths: tuple[str, ...], quantized: keras.Model, source: keras.Model, data: Data) -> keras.Model:
+        """Return `quantized`, which this pass made of `source`, with the layers `paths` in float again."""
+        from compress.quantization.deployment import snap_biases
+        from compress.quantization.restoration import restore_layers
+
+        return snap_biases(restore_layers(quantized, paths))
+
     def sensitive_layers(self, quantized: keras.Model, data: Data) -> list[str]:
         """Return the paths of the quantized layers of a model that this pass made, most sensitive first."""
         from compress.quantization.model_sensitivity import order_by_sensitivity

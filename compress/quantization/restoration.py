@@ -21,6 +21,27 @@ def quantized_layers(model: keras.Model) -> list[str]:
     return [node.operation.path_in_model for node in nodes if isinstance(node.operation, QuantizedLayer)]
 
 
+def end_layers(model: keras.Model) -> list[str]:
+    """Return the paths of the quantized layers that read inputs of a model or make its outputs.
+
+    A file can take and return integers only while these are quantized.
+    """
+    graph = trace_graph(model)
+    ends = {id(node): node for node in map(graph.producer, keras.tree.flatten(graph.outputs)) if node}
+    waiting = list(ends.values())
+    while waiting:  # from an output back through what follows its layer, such as a softmax
+        node = waiting.pop()
+        before = graph.producer(node.inputs[0]) if len(node.inputs) == 1 else None
+        if before is not None and not isinstance(node.operation, QuantizedLayer):
+            ends[id(before)] = before
+            waiting.append(before)
+    for node in graph.nodes:
+        before = graph.producer(node.inputs[0]) if node.inputs else None
+        if before is None or (isinstance(before.operation, FakeQuant) and graph.producer(before.inputs[0]) is None):
+            ends[id(node)] = node
+    return [node.operation.path_in_model for node in ends.values() if isinstance(node.operation, QuantizedLayer)]
+
+
 def restore_layers(model: keras.Model, paths: Collection[str]) -> keras.Model:
     """Return a copy of a fake-quantized model in which some layers compute in float again.
 

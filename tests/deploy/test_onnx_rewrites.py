@@ -120,7 +120,7 @@ def test_products_with_a_bias_behind_a_reshape_become_gemm():
     ("node", "zero", "dropped"),
     [
         (("Relu", {}), 0, True),
-        (("Relu", {}), 7, False),  # the grid goes below 0
+        (("Relu", {}), 7, True),  # the grid goes below 0: the part from 0 on clips instead
         (("Clip", {"low": 0.0, "high": 2.55}), 0, True),
         (("Clip", {"low": 0.0, "high": 2.0}), 0, False),  # the grid goes beyond the limit
     ],
