@@ -66,6 +66,7 @@ def test_patterns(options, expected):
 
 
 def test_layers_inside_layers_stay_inside():
+    keras.utils.clear_session()  # numbers of made-up names start afresh
     inputs = keras.Input((5, 4))
     x = layers.Bidirectional(layers.LSTM(2, return_sequences=True), name="both")(inputs)
     x = layers.MultiHeadAttention(1, 2, name="attention")(x, x)
