@@ -202,7 +202,7 @@ class _Runner:
     def _hold(
         self, item: Pass, source: keras.Model, model: keras.Model, before: dict[str, float]
     ) -> tuple[keras.Model, list[str]]:
-        """Return `model`, which `item` made of `source`, with as many layers in float as `max_drop` takes, and a note."""
+        """Return `model`, made of `source` by `item`, with as many layers in float as `max_drop` takes, and a note."""
         name = _primary_metric(item, before)
         files = export_files(self.recipe) or {"tflite": "model.tflite"}
 
