@@ -135,19 +135,27 @@ def merge_padding(graph: OnnxGraph, node: onnx.NodeProto) -> None:
 
 
 def merge_conv_bias(graph: OnnxGraph, node: onnx.NodeProto) -> None:
-    """Move the bias behind a convolution into it."""
-    add, bias = _added_constant(graph, node.output[0])
+    """Move the bias behind a convolution into it, also past the Squeeze that ends one on a single axis."""
+    squeeze = graph.only_reader(node.output[0])
+    if squeeze is None or squeeze.op_type != "Squeeze":
+        squeeze = None
+    add, bias = _added_constant(graph, squeeze.output[0] if squeeze else node.output[0])
     kernel = graph.value(node.input[1])
     if add is None or kernel is None:
         return
     kernel, rank = kernel.shape, kernel.ndim
     channels = kernel[0] if node.op_type == "Conv" else kernel[1] * attribute(node, "group", 1)
-    shape = (1,) * (rank - bias.ndim) + bias.shape
+    shape = [1] * (rank - (squeeze is not None) - bias.ndim) + list(bias.shape)
+    if squeeze:
+        axis = _single_axis(graph, squeeze, rank)
+        if axis is None:
+            return
+        shape.insert(axis, 1)
     if len(shape) != rank or shape[1] != channels or bias.size != channels:
         return
     graph.set_input(node, 2, graph.add_constant(np.ascontiguousarray(bias.reshape(-1))))
     graph.remove(add)
-    graph.replace(add.output[0], node.output[0])
+    graph.replace(add.output[0], (squeeze or node).output[0])
 
 
 def merge_product_bias(graph: OnnxGraph, node: onnx.NodeProto, shapes: Shapes) -> None:
