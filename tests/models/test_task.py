@@ -144,3 +144,12 @@ def test_several_outputs_keep_their_names_losses_and_labels():
         infer_task(model, {"whom": CLASSES})
     with pytest.raises(DataError, match=r"2 outputs .* Received: 1 label arrays"):
         infer_task(model, CLASSES)
+
+
+def test_the_outputs_of_an_integer_softmax_are_recognised():
+    logits = np.random.default_rng(0).normal(size=(500, 10))
+    exact = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    rounded = np.round(exact * 256) / 256
+    assert np.abs(rounded.sum(-1) - 1).max() > 0.01
+    assert probe_activation(rounded) == "softmax"
+    assert probe_activation(np.clip(rounded * 1.5, 0, 1)) == "sigmoid"
