@@ -12,25 +12,32 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "BenchmarkReport": "compress.measure.results",
     "BmcompressError": "compress.errors",
+    "Clustering": "compress.clustering.callback",
     "Comparison": "compress.measure.comparison",
     "ConstantSchedule": "compress.pruning.schedules",
     "Data": "compress.data.split",
     "Distillation": "compress.passes.distill",
     "FineTuning": "compress.passes.finetune",
+    "IterativeSchedule": "compress.pruning.schedules",
     "MagnitudePruning": "compress.passes.prune",
     "Pass": "compress.passes.base",
     "PolynomialSchedule": "compress.pruning.schedules",
     "PostTrainingQuantization": "compress.passes.ptq",
+    "Pruner": "compress.pruning.pruner",
     "Pruning": "compress.pruning.callback",
     "QuantizationAwareTraining": "compress.passes.qat",
     "QuantizationSummary": "compress.quantization.description",
     "Recipe": "compress.recipe",
+    "Regrowth": "compress.pruning.regrowth",
     "Run": "compress.runner",
+    "Score": "compress.pruning.scores",
+    "WeightClustering": "compress.passes.cluster",
     "as_data": "compress.data.split",
     "assign_bit_widths": "compress.quantization.mixed_precision",
     "benchmark_files": "compress.measure.benchmarking",
     "calibrate": "compress.quantization.calibration",
     "check_budgets": "compress.checking",
+    "cluster_weights": "compress.clustering.clustered_weights",
     "compare_models": "compress.measure.comparing",
     "copy_model": "compress.models.copying",
     "describe_quantization": "compress.quantization.description",
@@ -45,9 +52,12 @@ _PUBLIC = {
     "load_model": "compress.models.opening",
     "load_recipe": "compress.recipe",
     "measure_sensitivity": "compress.quantization.model_sensitivity",
+    "measure_widths": "compress.quantization.mixed_precision",
     "prune_weights": "compress.pruning.magnitude",
+    "reestimate_batch_norm": "compress.training.batch_norm",
     "run": "compress.runner",
     "snap_biases": "compress.quantization.deployment",
+    "weight_gradients": "compress.models.gradients",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -67,6 +77,8 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from compress.checking import check_budgets
+    from compress.clustering.callback import Clustering
+    from compress.clustering.clustered_weights import cluster_weights
     from compress.data.loading import load_data
     from compress.data.split import Data, as_data
     from compress.deploy.exporting import export_model, export_models
@@ -78,9 +90,11 @@ if TYPE_CHECKING:
     from compress.measure.comparison import Comparison
     from compress.measure.results import BenchmarkReport
     from compress.models.copying import copy_model
+    from compress.models.gradients import weight_gradients
     from compress.models.inspection import inspect_model
     from compress.models.opening import load_model
     from compress.passes.base import Pass
+    from compress.passes.cluster import WeightClustering
     from compress.passes.distill import Distillation
     from compress.passes.finetune import FineTuning
     from compress.passes.prune import MagnitudePruning
@@ -88,13 +102,17 @@ if TYPE_CHECKING:
     from compress.passes.qat import QuantizationAwareTraining
     from compress.pruning.callback import Pruning
     from compress.pruning.magnitude import prune_weights
-    from compress.pruning.schedules import ConstantSchedule, PolynomialSchedule
+    from compress.pruning.pruner import Pruner
+    from compress.pruning.regrowth import Regrowth
+    from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule
+    from compress.pruning.scores import Score
     from compress.quantization.calibration import calibrate
     from compress.quantization.deployment import snap_biases
     from compress.quantization.description import QuantizationSummary, describe_quantization
     from compress.quantization.fake_quantization import fake_quantize
     from compress.quantization.folding import fold_batch_norm
-    from compress.quantization.mixed_precision import assign_bit_widths
+    from compress.quantization.mixed_precision import assign_bit_widths, measure_widths
     from compress.quantization.model_sensitivity import measure_sensitivity
     from compress.recipe import Recipe, load_recipe
     from compress.runner import Run, run
+    from compress.training.batch_norm import reestimate_batch_norm

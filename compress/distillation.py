@@ -25,6 +25,7 @@ from compress.training.distiller import (
     OutputPair,
     StudentLogits,
     TeacherLogits,
+    TupleDistiller,
     distillation_losses,
     teacher_logits,
 )
@@ -88,7 +89,7 @@ def distill(
     arguments, steps = feed(student, teacher, pairs, splits, training.batch_size)
     if training.epochs == 0:
         return student
-    distiller = keras.distillation.Distiller(
+    distiller = TupleDistiller(
         teacher=TeacherLogits(teacher, pairs),
         student=StudentLogits(student, pairs),
         **distillation_losses(student, pairs, temperature, alpha),

@@ -44,7 +44,7 @@ class StepRecord(_Record):
     file: FileDigest
     seconds: float
     statistics: dict[str, Any]
-    """Parameters, non-zero weights, sparsity and MACs of the model after the step."""
+    """Parameters, non-zero weights, sparsity, distinct weights, MACs and kernels of the model after the step."""
     metrics: dict[str, float]
     """Quality of the model after the step on the test split, in Keras."""
     reverted: bool = False

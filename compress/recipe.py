@@ -35,6 +35,8 @@ class Export(Options):
     """Type of inputs and outputs; integers only after a pass that quantizes activations."""
     weights: Literal["uint8", "int8"] = "uint8"
     """How ONNX files hold 8-bit weights: `uint8` is exact on every CPU, `int8` suits accelerators."""
+    sparse: Literal["never", "auto"] = "never"
+    """Whether a TFLite file leaves out zeros of pruned weights where that makes it smaller (`auto`); runs as fast."""
     tolerance: float | None = Field(default=None, gt=0)
     """Largest accepted difference to the Keras model, relative to the largest output; by default 1e-4 in float32, and
     one step of its integers on average where the output is quantized."""

@@ -17,7 +17,7 @@ from compress.data.split import Split
 from compress.measure.benchmarking import benchmark_files
 from compress.models.task import Task
 from compress.quantization.restoration import quantized_layers
-from compress.quantization.sensitivity import Restoration, layers_to_restore
+from compress.quantization.sensitivity import layers_to_restore
 
 logger = logging.getLogger(__name__)
 
@@ -71,21 +71,33 @@ def restore_until_held(
         PassError: not even the float model's files keep the promise.
     """
 
-    def evaluate(paths: tuple[str, ...]) -> float:
-        candidate = without(paths) if paths else model
+    def measure(candidate: keras.Model) -> float:
         with tempfile.TemporaryDirectory(prefix="bmcompress-restore-") as name:
             files = export(candidate, Path(name))
             report = benchmark_files(files, test, tasks=task.outputs, latency=False, memory=False)
         values = [result.quality[metric].value for result in report.results if result.quality]
         return before - min(values)
 
-    drop = evaluate(())
-    if drop <= max_drop:
-        return Held(model, drop, ())
+    held = unchanged = Held(model, measure(model), ())
+    if unchanged.drop <= max_drop:
+        return unchanged
     logger.warning(
-        "%s falls by %.2f pp, allowed are %g pp: looking for layers to restore", metric, 100 * drop, 100 * max_drop
+        "%s falls by %.2f pp, allowed are %g pp: looking for layers to restore",
+        metric,
+        100 * unchanged.drop,
+        100 * max_drop,
     )
+
+    def evaluate(paths: tuple[str, ...]) -> float:
+        nonlocal held
+        if not paths:
+            return unchanged.drop
+        candidate = without(paths)
+        found = Held(candidate, measure(candidate), paths)
+        if found.drop <= max_drop:
+            held = found  # the search ends with the last one that holds
+        return found.drop
+
     ordered = [*order(), *quantized_layers(model)]  # a layer that was not measured comes last
-    layers = [path for path in dict.fromkeys(ordered) if path not in keep]
-    found: Restoration = layers_to_restore(layers, evaluate, max_drop)
-    return Held(without(found.layers) if found.layers else model, found.drop, found.layers)
+    layers_to_restore([path for path in dict.fromkeys(ordered) if path not in keep], evaluate, max_drop)
+    return held

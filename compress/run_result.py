@@ -54,6 +54,9 @@ class Run:
             before, after = statistics["sparsity"], step.statistics["sparsity"]
             if before != after:
                 changes.append(f"sparsity {before:.2%} -> {after:.2%}")
+            values = [each.get("distinct_weights") for each in (statistics, step.statistics)]
+            if None not in values and values[0] != values[1]:
+                changes.append(f"distinct weights {values[0]:,} -> {values[1]:,}")
             lines.append(f"{step.id}: {', '.join(changes) or 'no change'} ({step.seconds:.1f} s)")
             statistics, metrics = step.statistics, step.metrics
         if statistics.get("sparsity", 0) > 0.3:

@@ -13,6 +13,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from compress.gate.verdicts import judge, raise_for_verdicts
 from compress.manifest import FileDigest, Manifest, StepRecord
 from compress.measure.benchmarking import benchmark_files
 from compress.measure.in_process import measure_model
+from compress.measure.size import measure_size
 from compress.models.digest import compile_digest, content_digest
 from compress.models.inspection import inspect_model
 from compress.models.opening import load_model, trust_packages
@@ -40,6 +42,7 @@ from compress.recipe import Recipe, load_recipe
 from compress.restoring import restore_until_held
 from compress.run_directory import open_run_directory
 from compress.run_result import Run
+from compress.survival import describe_survival, read_structure, require_in_file, require_kept
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +175,8 @@ class _Runner:
         except PassError as error:
             self._keep_last_good(error, item, position)
             raise
+        if not item.changes_structure:
+            require_kept(read_structure(model), read_structure(result), item.id)
         notes: list[str] = []
         if item.max_drop is not None and item.on_fail == "restore":
             result, notes = self._hold(item, model, result, metrics)
@@ -183,6 +188,11 @@ class _Runner:
         reverted = False
         if not notes:
             reverted, notes = self._gate(item, metrics, measured)
+        if not reverted:
+            left_out = item.notes(result)
+            notes += left_out
+            for note in left_out:
+                logger.info("%s: %s", item.id, note)
         if file.content == before.content:
             notes.append("the pass changed nothing")
             logger.warning("%s: the pass changed nothing", item.id)
@@ -271,13 +281,25 @@ class _Runner:
         if self.manifest.exports_key == key and self._exports_unchanged(files):
             logger.info("export: already done")
             return
-        records = self._export_model(load_model(self.directory / FINAL_MODEL), files, self.directory)
+        final = load_model(self.directory / FINAL_MODEL)
+        records = self._export_model(final, files, self.directory)
         baselines = baseline_files(self.recipe)
         if baselines:
             records += self._export_model(load_model(self.directory / f"{INPUT}.keras"), baselines, self.directory)
+        self._check_structure(final, files)
         self.manifest.exports, self.manifest.exports_key = records, key
         self._say(*(note for record in records for note in record.notes))
         self._save()
+
+    def _check_structure(self, model: keras.Model, files: dict[str, str]) -> None:
+        """Raise ExportError unless the files have the zeros and clusters of `model`, and note what they have."""
+        structure = read_structure(model)
+        if not any(kernel.is_structured for kernel in structure):
+            return
+        for name in files.values():
+            size, _ = measure_size(self.directory / name)
+            require_in_file(structure, size, name)
+            self._say(describe_survival(structure, size, name))
 
     def _export_model(self, model: keras.Model, files: dict[str, str], folder: Path) -> list[ExportRecord]:
         quantized = is_fake_quantized(model)
@@ -285,12 +307,19 @@ class _Runner:
         for export in self.recipe.exports:
             # The input model is exported too, to compare with, and has no integers to take in.
             io = export.io if quantized else "float32"
-            settings = (export.opset, io, export.weights, export.tolerance)
+            settings = (export.opset, io, export.weights, export.tolerance, export.sparse)
             by_settings.setdefault(settings, {})[export.format] = folder / files[export.format]
         records = []
-        for (opset, io, weights, tolerance), paths in by_settings.items():
+        for (opset, io, weights, tolerance, sparse), paths in by_settings.items():
             records += export_models(
-                model, paths, samples=self.data.test, opset=opset, io=io, weight_type=weights, tolerance=tolerance
+                model,
+                paths,
+                samples=self.data.test,
+                opset=opset,
+                io=io,
+                weight_type=weights,
+                tolerance=tolerance,
+                sparse=sparse,
             )
         return records
 
@@ -377,6 +406,8 @@ def _statistics(path: Path) -> dict[str, Any]:
         "parameters": summary.parameters,
         "nonzero_parameters": summary.nonzero,
         "sparsity": summary.kernel_sparsity or 0.0,
+        "distinct_weights": summary.distinct,
+        "kernels": [asdict(kernel) for layer in summary.layers for kernel in layer.kernels],
         "macs": summary.macs,
         "macs_partial": summary.macs_partial,
     }

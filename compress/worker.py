@@ -1,4 +1,5 @@
-"""Run one function in a fresh child process: `run_in_worker("package.module:function", {...})`.
+"""Run one function in a fresh child process: `run_in_worker("package.module:function", {...})`, or a `Worker` that
+starts ahead of its work.
 
 Converters abort, runtimes crash on broken files, and a clean process is the only fair place to measure
 start-up and memory. Arguments and result travel as JSON; arrays travel as files that both sides name. In the
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,35 +48,79 @@ def run_in_worker(
         BmcompressError: whatever expected error the function raised, with the same class.
         WorkerError: the child crashed, was killed, timed out, or raised anything else.
     """
-    with tempfile.TemporaryDirectory(prefix="bmcompress-worker-") as folder:
-        request, result, log = (Path(folder) / name for name in ("request.json", "result.json", "log.txt"))
-        request.write_text(json.dumps({"function": function, "arguments": arguments, "path": sys.path}))
-        command = [sys.executable, "-m", "compress.worker", str(request), str(result)]
-        with open(log, "wb") as log_file:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log_file,
-                env=_child_environment(environment),
-                start_new_session=True,
-            )
-            try:
-                _relay_progress(child, description, timeout_s, function)
-            finally:
-                _end_group(child)
-        if child.returncode < 0:
-            name = signal.Signals(-child.returncode).name
+    with Worker(environment=environment) as worker:
+        return worker.run(function, arguments, timeout_s=timeout_s, description=description)
+
+
+class Worker:
+    """A child process that has started and waits for the one function that it is to run; a context manager.
+
+    It starts while the parent has other work to do, which pays where the function's imports take seconds. It ends with
+    the block, or with its parent.
+
+    Args:
+        preload: modules that it imports while it waits; one that cannot be imported is left to the function.
+        environment: variables set for the child on top of this process's own.
+    """
+
+    def __init__(self, *, preload: Sequence[str] = (), environment: dict[str, str] | None = None):
+        self._folder = tempfile.TemporaryDirectory(prefix="bmcompress-worker-")
+        self._request, self._result, self._log = (
+            Path(self._folder.name) / name for name in ("request.json", "result.json", "log.txt")
+        )
+        command = [sys.executable, "-m", "compress.worker", str(self._request), str(self._result), *preload]
+        try:
+            with open(self._log, "wb") as log_file:
+                self._child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log_file,
+                    env=_child_environment(environment),
+                    start_new_session=True,
+                )
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _end_group(self._child)
+        self._folder.cleanup()
+
+    def run(
+        self,
+        function: str,
+        arguments: dict[str, Any],
+        *,
+        timeout_s: float = 3600.0,
+        description: str | None = None,
+    ) -> Any:
+        """Return what `function(**arguments)` returns, as `run_in_worker` does; once for each worker."""
+        self._request.write_text(json.dumps({"function": function, "arguments": arguments, "path": sys.path}))
+        with suppress(BrokenPipeError):  # it has crashed, which is found below
+            self._child.stdin.write(b"\n")
+            self._child.stdin.flush()
+        try:
+            _relay_progress(self._child, description, timeout_s, function)
+        finally:
+            _end_group(self._child)
+        if self._child.returncode < 0:
+            name = signal.Signals(-self._child.returncode).name
             raise errors.WorkerError(
-                f"{function} crashed in its child process. Received: signal {name}.{_tail(log)}",
+                f"{function} crashed in its child process. Received: signal {name}.{_tail(self._log)}",
                 "SIGKILL usually means that memory ran out; SIGSEGV or SIGABRT is a fault in a native library.",
             )
-        if not result.exists():
-            raise errors.WorkerError(f"{function} ended without a result (exit {child.returncode}).{_tail(log)}")
-        answer = json.loads(result.read_text())
-    if "error" in answer:
-        raise _rebuild_error(answer["error"])
-    return answer["result"]
+        if not self._result.exists():
+            raise errors.WorkerError(
+                f"{function} ended without a result (exit {self._child.returncode}).{_tail(self._log)}"
+            )
+        answer = json.loads(self._result.read_text())
+        if "error" in answer:
+            raise _rebuild_error(answer["error"])
+        return answer["result"]
 
 
 def _child_environment(extra: dict[str, str] | None) -> dict[str, str]:
@@ -126,8 +173,9 @@ def _end_group(child: subprocess.Popen) -> None:
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-    if child.stdout:
-        child.stdout.close()
+    for stream in (child.stdin, child.stdout):
+        with suppress(BrokenPipeError):
+            stream.close()
 
 
 def _tail(log: Path) -> str:
@@ -162,9 +210,15 @@ class _PipeSink:
         pass
 
 
-def _main(request_path: str, result_path: str) -> None:
+def _main(request_path: str, result_path: str, *preload: str) -> None:
     pipe = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    for module in preload:
+        with suppress(Exception):  # if it is needed, the function fails over it and says so
+            importlib.import_module(module)
+    if not os.read(0, 1):  # the parent has nothing to run, or has ended
+        os._exit(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     request = json.loads(Path(request_path).read_text())
     sys.path.extend(p for p in request["path"] if p not in sys.path)
     module, _, name = request["function"].partition(":")

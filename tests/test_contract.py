@@ -32,6 +32,7 @@ def _quantizes(before, after) -> bool:
 # The options of each pass, and what must be seen in the statistics of its result.
 ROWS = {
     "prune": ({"sparsity": 0.75, **TRAINING}, lambda before, after: abs(after.kernel_sparsity - 0.75) < 0.01),
+    "cluster": ({"clusters": 8, **TRAINING}, lambda before, after: after.distinct == 16 < before.distinct),
     "distill": ({"teacher": "input", "alpha": 0.5, **TRAINING}, lambda before, after: after.nonzero == before.nonzero),
     "finetune": (TRAINING, lambda before, after: after.nonzero == before.nonzero),
     "ptq": ({"samples": 64}, _quantizes),

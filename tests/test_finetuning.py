@@ -12,7 +12,6 @@ from compress.data.split import Data, Split, array_split
 from compress.errors import DataError, PassError
 from compress.finetuning import fine_tune
 from compress.progress import show_progress
-from compress.training.fitting import recalibrate_batch_norm
 from compress.training.options import Training
 
 L = keras.layers
@@ -226,18 +225,3 @@ def test_a_short_training_leaves_settled_batch_normalisation():
     model = keras.Sequential([L.Input((6,)), L.BatchNormalization(), L.Dense(3)])
     fine_tune(model, Data(train=array_split("train", 5 * X + 3, Y)), TRAINING)
     np.testing.assert_allclose(model.layers[0].moving_mean, (5 * X + 3).mean(0), atol=1e-3)
-
-
-def test_recalibration_averages_the_batch_statistics():
-    model = keras.Sequential([L.Input((2,)), L.BatchNormalization(momentum=0.97)])
-    x = np.array([[1.0, 0.0], [3.0, 0.0], [5.0, 2.0], [9.0, 4.0], [100.0, 100.0]], "float32")
-    stream = [x[:2], x[2:4], x[4:]]
-    assert recalibrate_batch_norm(model, Split("train", stream=stream), batch_size=2) == 1
-    norm = model.layers[0]
-    # batches (1, 3), (5, 9) and (0, 0), (2, 4): means 2, 7 and 0, 3; variances 1, 4 and 0, 1; the rest is
-    # dropped
-    np.testing.assert_allclose(norm.moving_mean, [4.5, 1.5], rtol=1e-6)
-    np.testing.assert_allclose(norm.moving_variance, [2.5, 0.5], rtol=1e-6)
-    assert norm.momentum == 0.97
-    norm.trainable = False
-    assert recalibrate_batch_norm(model, array_split("train", x)) == 0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from compress.errors import DataError, WorkerError
 from compress.progress import show_progress, track
-from compress.worker import run_in_worker
+from compress.worker import Worker, run_in_worker
 
 
 def report(value: int) -> dict:
@@ -45,6 +47,10 @@ def work() -> None:
     with track("inner", total=3) as advance:
         for step in range(3):
             advance(note=f"step {step}")
+
+
+def loaded(module: str) -> list:
+    return [module in sys.modules, sys.stdin.read()]
 
 
 class Recorder:
@@ -94,3 +100,31 @@ def test_progress_is_passed_on():
     with show_progress(recorder):
         run_in_worker("test_worker:work", {}, description="outer")
     assert recorder.events == [("outer", 3), "step 0", "step 1", "step 2", "finished"]
+
+
+def test_a_worker_imports_while_it_waits():
+    with Worker(preload=["no_such_module", "wave"], environment={"MARK": "1"}) as worker:
+        time.sleep(0.1)
+        assert worker.run("test_worker:loaded", {"module": "wave"}) == [True, ""]  # and what it runs has no input
+
+
+def test_a_worker_without_work_ends():
+    with Worker(preload=["wave"]) as worker:
+        child = worker._child
+    assert child.returncode == -signal.SIGKILL
+    assert not Path(worker._folder.name).exists()
+
+
+def test_a_worker_that_ended_before_its_work_is_an_error(tmp_path):
+    (tmp_path / "ends_early.py").write_text("import os\nos._exit(7)\n")
+    with Worker(preload=["ends_early"], environment={"PYTHONPATH": f"{tmp_path}:{os.getcwd()}"}) as worker:
+        worker._child.wait(30)
+        with pytest.raises(WorkerError, match="exit 7"):
+            worker.run("test_worker:report", {"value": 1})
+
+
+def test_a_worker_ends_with_its_parent():
+    """Its input closes then, whatever ended the parent."""
+    with Worker() as worker:
+        worker._child.stdin.close()
+        assert worker._child.wait(30) == 0

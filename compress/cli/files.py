@@ -52,6 +52,10 @@ def export(
     tolerance: Annotated[
         float | None, typer.Option("--tolerance", help="Largest relative difference to the model.")
     ] = None,
+    sparse: Annotated[
+        bool,
+        typer.Option("--sparse", help="Leave zeros of pruned weights out of the TFLite file where it gets smaller."),
+    ] = False,
     allow_import: AllowImport = None,
     json_output: Json = False,
     quiet: Quiet = False,
@@ -72,7 +76,9 @@ def export(
     folder = Path(output) if output else Path(model).resolve().parent
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{Path(model).stem}.{name}" for name in formats}
-    records = export_models(loaded, paths, samples=samples, opset=opset, tolerance=tolerance)
+    records = export_models(
+        loaded, paths, samples=samples, opset=opset, tolerance=tolerance, sparse="auto" if sparse else "never"
+    )
     if json_output:
         print_json([record.model_dump(mode="json") for record in records])
     else:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,11 +40,104 @@ Teacher = Annotated[
 ]
 
 
-@command
+@dataclass(frozen=True)
+class OnePass:
+    """What the command of one pass adds to the options that all of them share.
+
+    Args:
+        kind: type of the pass.
+        model: the `.keras` file that it starts from.
+        options: options of the pass; `None` leaves one to the pass.
+        io: type of the files' inputs and outputs.
+        unlabelled: reference of further inputs without labels.
+    """
+
+    kind: str
+    model: str
+    options: dict[str, Any]
+    io: str = "float32"
+    unlabelled: str | None = None
+
+
+def pass_command(function: Callable[..., OnePass]) -> Callable[..., None]:
+    """Make a command that runs, or prints, a recipe of the one pass that `function` returns.
+
+    The command has the options of `function` and those of `_run_one_pass`.
+    """
+
+    @functools.wraps(function)
+    def run(**arguments: Any) -> None:
+        own = {name: arguments.pop(name) for name in parameters}
+        _run_one_pass(function(**own), **arguments)
+
+    parameters = inspect.signature(function, eval_str=True).parameters
+    _, data, *shared = inspect.signature(_run_one_pass, eval_str=True).parameters.values()
+    required = [each for each in parameters.values() if each.default is each.empty]
+    optional = [each for each in parameters.values() if each.default is not each.empty]
+    run.__signature__ = inspect.Signature([*required, data, *optional, *shared])
+    return command(run)
+
+
+def _run_one_pass(
+    one: OnePass,
+    data: DataReference = None,
+    to: Formats = "tflite,onnx",
+    output: Output = None,
+    rescale: Rescale = None,
+    take: Take = None,
+    skip: Skip = None,
+    seed: Seed = 0,
+    set_: Overrides = None,
+    allow_import: AllowImport = None,
+    print_recipe: PrintRecipe = False,
+    json_output: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    from compress.cli.recipes import run_and_show
+    from compress.recipe import load_recipe
+
+    recipe = _recipe(one, parse_formats(to), seed)
+    if data:
+        recipe["data"] = _data(data, rescale, take, skip)
+    if one.unlabelled:
+        recipe.setdefault("data", {})["unlabelled"] = _unlabelled(one.unlabelled, rescale)
+    loaded = load_recipe(recipe, set_ or ())
+    if print_recipe:
+        print(loaded.to_yaml(), end="")
+        return
+    run_and_show(loaded, output, allow_import, fresh=False, json_output=json_output)
+
+
+def _recipe(one: OnePass, formats: list[str], seed: int) -> dict[str, Any]:
+    return {
+        "schema": "bmcompress/recipe/v1",
+        "name": f"{_slug(Path(one.model).stem)}-{one.kind}",
+        "seed": seed,
+        "model": {"path": one.model},
+        "passes": [{"type": one.kind, **{k: v for k, v in one.options.items() if v is not None}}],
+        "exports": [{"format": name, **({"io": one.io} if one.io != "float32" else {})} for name in formats],
+    }
+
+
+def _data(reference: str, rescale: str | None, take: int | None, skip: int | None) -> dict[str, Any]:
+    from compress.data.references import parse_reference
+
+    options = parse_reference(reference, rescale=rescale, take=take, skip=skip)
+    return options.model_dump(mode="json", exclude_none=True)
+
+
+def _unlabelled(reference: str, rescale: str | None) -> dict[str, Any]:
+    """Return the source of inputs without labels; not spread over train and test as --data is, all of it is used."""
+    from compress.data.grammar import parse_source
+
+    steps = [{"rescale": rescale}] if rescale else []
+    return {"preprocess": steps, **parse_source(reference), "labels": False}
+
+
+@pass_command
 def distill(
     student: Annotated[str, typer.Option("--student", help="The student, a .keras file.")],
     teacher: Annotated[str, typer.Option("--teacher", help="The teacher, a .keras file.")],
-    data: DataReference = None,
     unlabelled: Annotated[
         str | None, typer.Option("--unlabelled", metavar="REF", help="Further inputs that only the teacher labels.")
     ] = None,
@@ -51,21 +148,8 @@ def distill(
     epochs: EpochCount = None,
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
-    to: Formats = "tflite,onnx",
-    output: Output = None,
-    rescale: Rescale = None,
-    take: Take = None,
-    skip: Skip = None,
-    seed: Seed = 0,
-    set_: Overrides = None,
-    allow_import: AllowImport = None,
-    print_recipe: PrintRecipe = False,
-    json_output: Json = False,
-    quiet: Quiet = False,
-) -> None:
+) -> OnePass:
     """Train a small student to answer as its teacher does, then export and measure it."""
-    from compress.data.grammar import parse_source
-
     options = {
         "teacher": {"path": teacher},
         "temperature": temperature,
@@ -74,44 +158,35 @@ def distill(
         "learning_rate": learning_rate,
         "batch_size": batch_size,
     }
-    data_options = {"reference": data, "rescale": rescale, "take": take, "skip": skip}
-    recipe = one_pass_recipe("distill", student, options, data_options, to, seed)
-    if unlabelled:
-        # Not spread over train and test, as --data is: all that the reference holds is used.
-        steps = [{"rescale": rescale}] if rescale else []
-        source = {"preprocess": steps, **parse_source(unlabelled), "labels": False}
-        recipe.setdefault("data", {})["unlabelled"] = source
-    run_or_print(recipe, output, set_, allow_import, print_recipe, json_output)
+    return OnePass("distill", student, options, unlabelled=unlabelled)
 
 
-@command
+@pass_command
 def prune(
     model: Model,
-    sparsity: Annotated[str, typer.Option("--sparsity", help="Share of zeros in every kernel, such as 0.8 or 80%.")],
-    data: DataReference = None,
+    sparsity: Annotated[
+        str | None, typer.Option("--sparsity", help="Share of zeros in the kernels, such as 0.8 or 80%.")
+    ] = None,
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", help="unstructured, N:M along the inputs (2:4), or blocks (4x1, 1x16).")
+    ] = None,
+    score: Annotated[str | None, typer.Option("--score", help="magnitude, taylor, movement or random.")] = None,
+    distribution: Annotated[str | None, typer.Option("--distribution", help="uniform, global, erk or lamp.")] = None,
     epochs: EpochCount = None,
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
     include: Include = None,
     exclude: Exclude = None,
     teacher: Teacher = None,
-    to: Formats = "tflite,onnx",
-    output: Output = None,
-    rescale: Rescale = None,
-    take: Take = None,
-    skip: Skip = None,
-    seed: Seed = 0,
-    set_: Overrides = None,
-    allow_import: AllowImport = None,
-    print_recipe: PrintRecipe = False,
-    json_output: Json = False,
-    quiet: Quiet = False,
-) -> None:
+) -> OnePass:
     """Set the smallest weights to zero while training goes on; --epochs 0 needs no data."""
     from compress.strict_yaml import parse_scalar
 
     options = {
-        "sparsity": parse_scalar(sparsity),
+        "sparsity": None if sparsity is None else parse_scalar(sparsity),
+        "pattern": pattern,
+        "score": score,
+        "distribution": distribution,
         "epochs": epochs,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
@@ -119,35 +194,51 @@ def prune(
         "exclude": exclude,
         "teacher": {"path": teacher} if teacher not in (None, "input") else teacher,
     }
-    data_options = {"reference": data, "rescale": rescale, "take": take, "skip": skip}
-    recipe = one_pass_recipe("prune", model, options, data_options, to, seed)
-    run_or_print(recipe, output, set_, allow_import, print_recipe, json_output)
+    return OnePass("prune", model, options)
 
 
-@command
-def finetune(
+@pass_command
+def cluster(
     model: Model,
-    data: DataReference = None,
+    clusters: Annotated[int, typer.Option("--clusters", min=2, help="The most distinct values of a kernel: 16, 32.")],
+    initialisation: Annotated[
+        str | None, typer.Option("--initialisation", help="Where the values start: linear, density or k-means++.")
+    ] = None,
+    per_channel: Annotated[
+        bool, typer.Option("--per-channel", help="Each output channel of a kernel has values of its own.")
+    ] = False,
     epochs: EpochCount = None,
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
-    to: Formats = "tflite,onnx",
-    output: Output = None,
-    rescale: Rescale = None,
-    take: Take = None,
-    skip: Skip = None,
-    seed: Seed = 0,
-    set_: Overrides = None,
-    allow_import: AllowImport = None,
-    print_recipe: PrintRecipe = False,
-    json_output: Json = False,
-    quiet: Quiet = False,
-) -> None:
+    include: Include = None,
+    exclude: Exclude = None,
+    teacher: Teacher = None,
+) -> OnePass:
+    """Share a few values among the weights of each kernel while training goes on; --epochs 0 needs no data."""
+    options = {
+        "clusters": clusters,
+        "initialisation": initialisation,
+        "granularity": "per_channel" if per_channel else None,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "include": include,
+        "exclude": exclude,
+        "teacher": {"path": teacher} if teacher not in (None, "input") else teacher,
+    }
+    return OnePass("cluster", model, options)
+
+
+@pass_command
+def finetune(
+    model: Model,
+    epochs: EpochCount = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+) -> OnePass:
     """Train on, with the zeros of earlier passes held."""
     options = {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}
-    data_options = {"reference": data, "rescale": rescale, "take": take, "skip": skip}
-    recipe = one_pass_recipe("finetune", model, options, data_options, to, seed)
-    run_or_print(recipe, output, set_, allow_import, print_recipe, json_output)
+    return OnePass("finetune", model, options)
 
 
 def parse_formats(to: str) -> list[str]:
@@ -162,39 +253,6 @@ def parse_formats(to: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def one_pass_recipe(
-    kind: str, model: str, options: dict, data: dict, to: str, seed: int, io: str = "float32"
-) -> dict[str, Any]:
-    """Return the recipe, as plain values, that a one-pass command stands for."""
-    from compress.data.references import parse_reference
-
-    recipe: dict[str, Any] = {
-        "schema": "bmcompress/recipe/v1",
-        "name": f"{_slug(Path(model).stem)}-{kind}",
-        "seed": seed,
-        "model": {"path": model},
-        "passes": [{"type": kind, **{k: v for k, v in options.items() if v is not None}}],
-        "exports": [{"format": name, **({"io": io} if io != "float32" else {})} for name in parse_formats(to)],
-    }
-    if data["reference"]:
-        options = parse_reference(data["reference"], rescale=data["rescale"], take=data["take"], skip=data["skip"])
-        recipe["data"] = options.model_dump(mode="json", exclude_none=True)
-    return recipe
-
-
 def _slug(text: str) -> str:
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in text).strip("-._")
     return kept[:48] or "model"
-
-
-def run_or_print(
-    recipe: dict, output: str | None, overrides: Any, allow_import: Any, print_recipe: bool, json_output: bool
-) -> None:
-    from compress.cli.recipes import run_and_show
-    from compress.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides or ())
-    if print_recipe:
-        print(loaded.to_yaml(), end="")
-        return
-    run_and_show(loaded, output, allow_import, fresh=False, json_output=json_output)

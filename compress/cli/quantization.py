@@ -6,31 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.cli.command import (
-    AllowImport,
-    DataReference,
-    Json,
-    Output,
-    Overrides,
-    PrintRecipe,
-    Quiet,
-    Rescale,
-    Skip,
-    Take,
-    command,
-)
 from compress.cli.passes import (
     BatchSize,
     EpochCount,
     Exclude,
-    Formats,
     Include,
     LearningRate,
     Model,
-    Seed,
+    OnePass,
     Teacher,
-    one_pass_recipe,
-    run_or_print,
+    pass_command,
 )
 
 Scheme = Annotated[
@@ -60,10 +45,9 @@ InputsOutputs = Annotated[
 ]
 
 
-@command
+@pass_command
 def quantize(
     model: Model,
-    data: DataReference = None,
     scheme: Scheme = "int8",
     bits: Bits = None,
     rounding: Annotated[str | None, typer.Option("--rounding", help="nearest, adaround or gptq.")] = None,
@@ -74,32 +58,18 @@ def quantize(
     exclude: Exclude = None,
     max_drop: MaxDrop = None,
     io: InputsOutputs = "float32",
-    to: Formats = "tflite,onnx",
-    output: Output = None,
-    rescale: Rescale = None,
-    take: Take = None,
-    skip: Skip = None,
-    seed: Seed = 0,
-    set_: Overrides = None,
-    allow_import: AllowImport = None,
-    print_recipe: PrintRecipe = False,
-    json_output: Json = False,
-    quiet: Quiet = False,
-) -> None:
+) -> OnePass:
     """Quantize a trained model with a few hundred samples and no training."""
     options = {
         **_quantization_options(scheme, bits, samples, observer, mixed_size, include, exclude, max_drop),
         "rounding": rounding,
     }
-    data_options = {"reference": data, "rescale": rescale, "take": take, "skip": skip}
-    recipe = one_pass_recipe("ptq", model, options, data_options, to, seed, io)
-    run_or_print(recipe, output, set_, allow_import, print_recipe, json_output)
+    return OnePass("ptq", model, options, io=io)
 
 
-@command
+@pass_command
 def qat(
     model: Model,
-    data: DataReference = None,
     scheme: Scheme = "int8",
     bits: Bits = None,
     epochs: EpochCount = None,
@@ -116,18 +86,7 @@ def qat(
     exclude: Exclude = None,
     max_drop: MaxDrop = None,
     io: InputsOutputs = "float32",
-    to: Formats = "tflite,onnx",
-    output: Output = None,
-    rescale: Rescale = None,
-    take: Take = None,
-    skip: Skip = None,
-    seed: Seed = 0,
-    set_: Overrides = None,
-    allow_import: AllowImport = None,
-    print_recipe: PrintRecipe = False,
-    json_output: Json = False,
-    quiet: Quiet = False,
-) -> None:
+) -> OnePass:
     """Train on with the rounding of the exported file in the loop."""
     options = {
         **_quantization_options(scheme, bits, samples, observer, mixed_size, include, exclude, max_drop),
@@ -137,9 +96,7 @@ def qat(
         "ranges": ranges,
         "teacher": {"path": teacher} if teacher not in (None, "input") else teacher,
     }
-    data_options = {"reference": data, "rescale": rescale, "take": take, "skip": skip}
-    recipe = one_pass_recipe("qat", model, options, data_options, to, seed, io)
-    run_or_print(recipe, output, set_, allow_import, print_recipe, json_output)
+    return OnePass("qat", model, options, io=io)
 
 
 def _quantization_options(

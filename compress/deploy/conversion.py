@@ -15,6 +15,10 @@ from compress.deploy.runtimes import one_line
 from compress.errors import ExportError
 from compress.quantization.stored import Compute, load_weights
 
+DETACHED, WEIGHT = "detached", "bmcompress_weight_"
+"""The folder inside a SavedModel with another one whose entry point takes large weights as inputs, and how these inputs
+and the `.npy` files there with their values are named, before a number."""
+
 
 def convert(
     *,
@@ -52,11 +56,13 @@ def convert(
         job = (folder, points, inputs, outputs, places)
         if quantization:
             content, batch, notes = _convert_quantized(file_format, job, opset, **quantization)
+            Path(path).write_bytes(content)
+            version = _opset(file_format, content)
         else:
-            content, batch = _convert_float(file_format, job, opset)
+            batch = _convert_float(file_format, job, path, opset)
             notes = _batch_notes(file_format, batch)
-        Path(path).write_bytes(content)
-        results[file_format] = {"batch": batch, "notes": notes, "opset": _opset(file_format, content)}
+            version = opset if file_format == "onnx" else None
+        results[file_format] = {"batch": batch, "notes": notes, "opset": version}
     return results
 
 
@@ -70,15 +76,18 @@ def _opset(file_format: str, content: bytes) -> int | None:
     return versions[""]
 
 
-def _convert_float(file_format: str, job: tuple, opset: int) -> tuple[bytes, int | None]:
+def _convert_float(file_format: str, job: tuple, path: str, opset: int) -> int | None:
+    """Write the file and return the batch size that it takes."""
     if file_format == "tflite":
         from compress.deploy.tflite_conversion import to_tflite
 
-        return to_tflite(*job)
+        content, batch = to_tflite(*job)
+        Path(path).write_bytes(content)
+        return batch
     from compress.deploy.onnx_conversion import to_onnx
 
     folder, endpoints, inputs, outputs, places = job
-    return to_onnx(folder, endpoints[0], inputs, outputs, places, opset=opset)
+    return to_onnx(folder, endpoints[0], inputs, outputs, places, path, opset=opset)
 
 
 def _convert_quantized(

@@ -13,7 +13,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 
 from compress.deploy.records import TensorInfo
-from compress.deploy.runtimes import FileRuntime, one_line, package_version
+from compress.deploy.runtimes import FileRuntime, Grid, one_line, package_version, put_on_grid, take_off_grid
 from compress.errors import DataError, ModelError
 
 
@@ -48,8 +48,9 @@ class LiteRtRuntime(FileRuntime):
         super().__init__(inputs, outputs, threads)
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
-        pairs = zip(inputs, self._inputs, strict=False)  # a wrong number is refused below
-        return super().run([*(_quantize(array, details) for array, details in pairs), *inputs[len(self._inputs) :]])
+        known = zip(inputs, self.inputs, self._inputs, strict=False)  # a wrong number is refused below
+        quantized = [put_on_grid(array, info.dtype, _grid(details)) for array, info, details in known]
+        return super().run([*quantized, *inputs[len(self.inputs) :]])
 
     def _open_interpreter(self, path: Path, threads: int) -> Interpreter:
         return Interpreter(model_path=str(path), num_threads=threads)
@@ -74,7 +75,8 @@ class LiteRtRuntime(FileRuntime):
             for details, array in zip(self._inputs, arrays, strict=True):
                 self._interpreter.set_tensor(details["index"], array)
             self._interpreter.invoke()
-            return [_dequantize(self._interpreter.get_tensor(info["index"]), info) for info in self._outputs]
+            outputs = [self._interpreter.get_tensor(details["index"]) for details in self._outputs]
+            return [take_off_grid(array, _grid(details)) for array, details in zip(outputs, self._outputs, strict=True)]
         except (RuntimeError, ValueError) as error:
             raise DataError(
                 f"{self._path} could not run on inputs of shape "
@@ -83,22 +85,9 @@ class LiteRtRuntime(FileRuntime):
             ) from error
 
 
-def _quantize(array: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    """Return an array as the integers of a quantized input; integers of its own type are taken to be these."""
+def _grid(details: dict[str, Any]) -> Grid | None:
     scale, zero_point = details["quantization"]
-    dtype, array = np.dtype(details["dtype"]), np.asarray(array)
-    if not scale or dtype.kind not in "iu" or array.dtype == dtype or array.dtype.kind not in "biuf":
-        return array
-    limits = np.iinfo(dtype)
-    steps = np.rint(array.astype("float32") / np.float32(scale)) + zero_point
-    return np.clip(np.nan_to_num(steps), limits.min, limits.max).astype(dtype)
-
-
-def _dequantize(array: np.ndarray, details: dict[str, Any]) -> np.ndarray:
-    scale, zero_point = details["quantization"]
-    if not scale or array.dtype.kind not in "iu":
-        return array
-    return (array.astype("float32") - np.float32(zero_point)) * np.float32(scale)
+    return (scale, zero_point) if scale else None
 
 
 def _describe(tensors: list[dict[str, Any]], signature: dict[str, dict[str, Any]]) -> tuple[TensorInfo, ...]:

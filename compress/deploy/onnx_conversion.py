@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import tf2onnx
 from tf2onnx import tf_loader
 
 import compress
-from compress.deploy.conversion import Places
+from compress.deploy.conversion import DETACHED, WEIGHT, Places
 from compress.deploy.onnx_canonical import canonicalize
+from compress.deploy.onnx_weights import add_stand_ins, fold_weights, fuse_scales, without_stand_ins, write_model
 from compress.errors import ExportError
 
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
@@ -25,16 +27,22 @@ def to_onnx(
     inputs: list[str],
     outputs: list[str],
     places: Places,
+    path: str | Path,
     *,
     opset: int,
-) -> tuple[bytes, int | None]:
-    """Return the file and the batch size that it takes (`None`: any).
+) -> int | None:
+    """Write the file to `path` and return the batch size that it takes (`None`: any).
 
     Raises:
         ExportError: an operator has no equivalent in ONNX.
     """
-    model = convert_saved_model(folder, endpoint, inputs, outputs, places, opset=opset)
-    return finish_model(model, places, opset), endpoint[1]
+    model, weights = convert_saved_model(folder, endpoint, inputs, outputs, places, opset=opset)
+    weights = fold_weights(model.graph, weights)
+    fuse_scales(model.graph, weights)
+    weights = add_stand_ins(model.graph, weights)
+    finish_model(model, places, opset)
+    write_model(model, weights, path)
+    return endpoint[1]
 
 
 def convert_saved_model(
@@ -46,8 +54,9 @@ def convert_saved_model(
     *,
     opset: int,
     handlers: dict[str, Any] | None = None,
-) -> onnx.ModelProto:
-    """Return the graph as tf2onnx makes it, with inputs and outputs named and in the model's order.
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Return the graph as tf2onnx makes it, with inputs and outputs named and in the model's order, and the weights
+    that it takes as further inputs: input -> values.
 
     Args:
         handlers: TensorFlow operator -> `handler(context, node, name, arguments)` that converts it.
@@ -56,19 +65,26 @@ def convert_saved_model(
         ExportError: tf2onnx cannot convert the graph.
     """
     name, batch = endpoint
-    loaded = tf.saved_model.load(folder)
+    apart = Path(folder) / DETACHED
+    detached = {path.stem: np.load(path, mmap_mode="r") for path in sorted(apart.glob(f"{WEIGHT}*.npy"))}
+    loaded = tf.saved_model.load(str(apart) if detached else folder)
     function = loaded.signatures[name]
-    count = len(function.inputs) - len(function.captured_inputs)
-    sources = dict(zip(sorted(inputs), function.inputs[:count], strict=True))  # signatures sort names
+    given = sorted(function.structured_input_signature[1])  # signatures sort names
+    tensors = dict(zip(given, function.inputs, strict=False))  # what was captured comes after them
+    plain = [tensor for name, tensor in tensors.items() if name not in detached]
+    sources = dict(zip(sorted(inputs), plain, strict=True)) | {name: tensors[name] for name in detached}
     results = dict(zip(sorted(outputs), function.outputs, strict=True))
-    new_names = {sources[name].name: name for name in inputs} | {results[name].name: name for name in outputs}
+    new_names = {tensor.name: name for name, tensor in (*sources.items(), *results.items())}
+    ordered = [*inputs, *detached]
     try:
-        graph = tf_loader.from_function(function, [sources[n].name for n in inputs], [results[n].name for n in outputs])
-        _fill_captured(graph, function, count)
+        graph = tf_loader.from_function(
+            function, [sources[n].name for n in ordered], [results[n].name for n in outputs]
+        )
+        _fill_captured(graph, function, len(given))
         model, _ = tf2onnx.convert.from_graph_def(
             graph,
             name="model",
-            input_names=[sources[n].name for n in inputs],
+            input_names=[sources[n].name for n in ordered],
             output_names=[results[n].name for n in outputs],
             opset=opset,
             tensors_to_rename=new_names,
@@ -78,13 +94,14 @@ def convert_saved_model(
         raise
     except Exception as error:  # tf2onnx raises many types; each means that it cannot convert this
         raise places.failure("ONNX", error) from error
-    _set_values(model.graph.input, [_value(model.graph.input, n, sources[n], batch) for n in inputs])
+    values = [_value(model.graph.input, n, sources[n], batch if n in inputs else 0) for n in ordered]
+    _set_values(model.graph.input, values)
     _set_values(model.graph.output, [_value(model.graph.output, n, results[n], batch) for n in outputs])
-    return model
+    return model, detached
 
 
-def finish_model(model: onnx.ModelProto, places: Places, opset: int) -> bytes:
-    """Return the bytes of the file: checked, in canonical form and stamped.
+def finish_model(model: onnx.ModelProto, places: Places, opset: int) -> None:
+    """Check the model, bring it into its canonical form and stamp it, in place.
 
     Raises:
         ExportError: an operator is not one of ONNX, or the model is not valid.
@@ -94,10 +111,9 @@ def finish_model(model: onnx.ModelProto, places: Places, opset: int) -> bytes:
     canonicalize(model, places.layer_path)
     _stamp(model, opset)
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(without_stand_ins(model))
     except onnx.checker.ValidationError as error:
         raise places.failure("ONNX", error) from error
-    return model.SerializeToString(deterministic=True)
 
 
 def _erfc(context: Any, node: Any, _name: str, _arguments: Any) -> None:

@@ -28,7 +28,7 @@ def sort_loops(graph: onnx.GraphProto, known: dict[str, str]) -> dict[str, str]:
     """
     digests = dict(known)
     for tensor in graph.initializer:
-        digests[tensor.name] = _digest(tensor.data_type, *tensor.dims, onnx.numpy_helper.to_array(tensor).tobytes())
+        digests[tensor.name] = _digest(tensor.data_type, *tensor.dims, _content(tensor))
     for node in graph.node:
         parts: list[Any] = [node.op_type]
         for attribute in sorted(node.attribute, key=lambda attribute: attribute.name):
@@ -43,6 +43,13 @@ def sort_loops(graph: onnx.GraphProto, known: dict[str, str]) -> dict[str, str]:
         for i, name in enumerate(node.output):
             digests[name] = digests[node.input[0]] if node.op_type == "Identity" else _digest(*parts, i)
     return digests
+
+
+def _content(tensor: onnx.TensorProto) -> bytes:
+    """Return a constant's values, or the digest of them that it holds in their place."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return tensor.external_data[0].value.encode()
+    return onnx.numpy_helper.to_array(tensor).tobytes()
 
 
 def _sort_loop(loop: onnx.NodeProto, body: onnx.GraphProto, digests: dict[str, str]) -> list[str]:

@@ -30,6 +30,7 @@ from compress.deploy.onnx_share import float_operators
 from compress.deploy.onnx_steps import Step, convert_fake_quantization, forget_axes, read_step, step_of
 from compress.deploy.onnx_stored import needs_new_opset, place_tables, store_weights
 from compress.deploy.onnx_structure import simplify_structure
+from compress.deploy.onnx_weights import embed_weights, fold_weights
 from compress.deploy.records import Io, WeightType
 from compress.deploy.runtimes import one_line
 from compress.errors import ExportError
@@ -92,19 +93,22 @@ def to_quantized_onnx(
 
     handlers = {"FakeQuantWithMinMaxVars": convert_marker}
     start = opset if opset in _OLD_OPSETS else 17
-    model = convert_saved_model(folder, endpoint, inputs, outputs, places, opset=start, handlers=handlers)
+    model, floats = convert_saved_model(folder, endpoint, inputs, outputs, places, opset=start, handlers=handlers)
     if errors:
         raise errors[0]
     wide = any(tensor.data_type == onnx.TensorProto.INT16 for tensor in model.graph.initializer)
     upgraded = opset != _NEW_OPSET and (wide or needs_new_opset(stored, compute))
     if upgraded or opset == _NEW_OPSET:
         model, opset = _upgrade(model, places), _NEW_OPSET
+    floats = fold_weights(model.graph, floats)
+    embed_weights(model.graph, floats)
     notes = quantize_model(model, stored, compute=compute, io=io, weights=weights)
     if upgraded:
         notes.append(
             f"The file has ONNX opset {_NEW_OPSET}, which is the first with {'16' if wide else '4'}-bit tensors."
         )
-    return finish_model(model, places, opset), endpoint[1], notes
+    finish_model(model, places, opset)
+    return model.SerializeToString(deterministic=True), endpoint[1], notes
 
 
 def _upgrade(model: onnx.ModelProto, places: Places) -> onnx.ModelProto:

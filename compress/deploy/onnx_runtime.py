@@ -15,16 +15,13 @@ import numpy as np
 import onnxruntime
 
 from compress.deploy.records import TensorInfo
-from compress.deploy.runtimes import FileRuntime, one_line
+from compress.deploy.runtimes import FileRuntime, Grid, one_line, put_on_grid, take_off_grid
 from compress.errors import DataError, ModelError
 
 GRIDS_KEY = "bmcompress.grids"
 """Key of a file's metadata that tells the grids of its inputs and outputs, as JSON."""
 
 _ONLY_ERRORS = 3
-
-Grid = tuple[float, int]
-"""Scale and zero point of integers: `scale * (q - zero_point)`."""
 
 
 class OnnxRuntime(FileRuntime):
@@ -61,7 +58,8 @@ class OnnxRuntime(FileRuntime):
 
     def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
         known = zip(inputs, self.inputs, self.input_grids, strict=False)  # a wrong number is refused below
-        return super().run([*(_quantize(*each) for each in known), *inputs[len(self.inputs) :]])
+        quantized = [put_on_grid(array, info.dtype, grid) for array, info, grid in known]
+        return super().run([*quantized, *inputs[len(self.inputs) :]])
 
     def _invoke(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         feeds = {info.name: array for info, array in zip(self.inputs, arrays, strict=True)}
@@ -73,28 +71,7 @@ class OnnxRuntime(FileRuntime):
                 f"{', '.join(str(array.shape) for array in arrays)}. "
                 f"Received: {one_line(error)}"
             ) from error
-        return [_dequantize(output, grid) for output, grid in zip(outputs, self.output_grids, strict=True)]
-
-
-def _quantize(array: np.ndarray, info: TensorInfo, grid: Grid | None) -> np.ndarray:
-    """Return an array as the integers of a quantized input; integers of its own type are taken to be these."""
-    array = np.asarray(array)
-    if (
-        grid is None
-        or info.dtype not in ("int8", "uint8")
-        or array.dtype == info.dtype
-        or array.dtype.kind not in "biuf"
-    ):
-        return array
-    limits = np.iinfo(info.dtype)
-    steps = np.rint(array.astype("float32") / np.float32(grid[0])) + grid[1]
-    return np.clip(np.nan_to_num(steps), limits.min, limits.max).astype(info.dtype)
-
-
-def _dequantize(array: np.ndarray, grid: Grid | None) -> np.ndarray:
-    if grid is None or array.dtype not in (np.int8, np.uint8):
-        return array
-    return (array.astype("float32") - np.float32(grid[1])) * np.float32(grid[0])
+        return [take_off_grid(output, grid) for output, grid in zip(outputs, self.output_grids, strict=True)]
 
 
 def _read_grids(text: str, side: str, tensors: tuple[TensorInfo, ...], path: Path) -> list[Grid | None]:

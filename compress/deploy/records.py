@@ -17,6 +17,10 @@ WeightType = Literal["uint8", "int8"]
 """How an ONNX file holds 8-bit weights."""
 
 
+Sparse = Literal["never", "auto"]
+"""Whether a TFLite file leaves out zeros of weights where that makes it smaller."""
+
+
 class TensorInfo(BaseModel):
     """An input or output of a model file."""
 

@@ -17,6 +17,9 @@ from compress.data.split import Arrays, Split, flatten_arrays, map_arrays
 from compress.deploy.records import TensorInfo
 from compress.errors import DataError, ModelError, SetupError
 
+Grid = tuple[float, int]
+"""The scale and the zero point of a quantized tensor: its integers `q` stand for `scale * (q - zero_point)`."""
+
 _SUFFIXES = (".tflite", ".onnx", ".keras")
 
 
@@ -71,6 +74,29 @@ def open_runtime(path: str | Path, *, threads: int = 1) -> Runtime:
             "Run `pip install bmcompress`.",
         ) from error
     return runtime_class(path, threads)
+
+
+def put_on_grid(array: np.ndarray, dtype: str, grid: Grid | None) -> np.ndarray:
+    """Return an array as the integers of a quantized input; integers of its own type are taken to be these.
+
+    Args:
+        array: real values, or integers of the type `dtype`.
+        dtype: NumPy name of the input's type.
+        grid: its scale and zero point, or `None` where it is not quantized.
+    """
+    array = np.asarray(array)
+    if grid is None or np.dtype(dtype).kind not in "iu" or array.dtype == dtype or array.dtype.kind not in "biuf":
+        return array
+    limits = np.iinfo(dtype)
+    steps = np.rint(array.astype("float32") / np.float32(grid[0])) + grid[1]
+    return np.clip(np.nan_to_num(steps), limits.min, limits.max).astype(dtype)
+
+
+def take_off_grid(array: np.ndarray, grid: Grid | None) -> np.ndarray:
+    """Return the real values of a quantized output; one that is not quantized stays as it is."""
+    if grid is None or array.dtype.kind not in "iu":
+        return array
+    return (array.astype("float32") - np.float32(grid[1])) * np.float32(grid[0])
 
 
 def detect_format(path: Path) -> str:

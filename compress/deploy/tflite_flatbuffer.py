@@ -21,7 +21,6 @@ _NUMPY = {
     Type.FLOAT32: "float32", Type.FLOAT16: "float16", Type.INT8: "int8", Type.UINT8: "uint8", Type.INT16: "int16",
     Type.UINT16: "uint16", Type.INT32: "int32", Type.INT64: "int64", Type.BOOL: "bool",
 }  # fmt: skip
-_STEPPED = (*INTEGER_TYPES, Type.UINT8)
 _ALIGNMENT = 16  # bytes; kernels read constants in place
 _STALE = b"min_runtime_version"
 
@@ -192,21 +191,6 @@ def quantization(scale: Any, zero_point: int = 0, axis: int = 0) -> schema.Quant
 def read_grid(tensor: schema.TensorT) -> tuple[float, int]:
     """Return the scale and the zero point of a tensor that has one of each."""
     return float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0])
-
-
-def read_output_grids(content: bytes) -> list[tuple[float, int] | None]:
-    """Return `(scale, zero_point)` of the integers that each output of a file holds or is made of, in the file's order,
-    and `None` for an output that is computed in float."""
-    file = TfliteFile(content)
-    graph = file.graphs[0]
-    outputs = [int(i) for i in graph.outputs]
-    sources = {
-        int(operator.outputs[0]): int(operator.inputs[0])
-        for operator in graph.operators or []
-        if file.code(operator) == Op.DEQUANTIZE
-    }
-    tensors = [graph.tensors[sources.get(index, index)] for index in outputs]
-    return [read_grid(tensor) if has_grid(tensor) and tensor.type in _STEPPED else None for tensor in tensors]
 
 
 def has_grid(tensor: schema.TensorT) -> bool:

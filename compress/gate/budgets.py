@@ -46,6 +46,8 @@ class Budget(Options):
     """Largest size of the file, such as `110 KiB`."""
     gzip: Bytes | None = None
     """Largest size of the file compressed by gzip at level 6."""
+    zstd: Bytes | None = None
+    """Largest size of the file compressed by Zstandard at level 19."""
     nonzero: int | None = Field(default=None, ge=0)
     """Largest number of weights that are not zero, counted in the file."""
     accuracy: MetricBudget | None = None

@@ -79,6 +79,7 @@ def _judge_size(budget: Budget, result: FileResult) -> Iterator[Verdict]:
     measured = {
         "file": (result.size.file_bytes, budget.file),
         "gzip": (result.size.gzip_bytes, budget.gzip),
+        "zstd": (result.size.zstd_bytes, budget.zstd),
         "nonzero": (result.size.nonzero_kernel_weights, budget.nonzero),
     }
     for name, (value, allowed) in measured.items():

@@ -146,7 +146,7 @@ def _guess_place(label: str, rooted: bool) -> str:
 
 
 def _plain(label: str) -> str:
-    return label.replace(".", "/")
+    return re.sub("[.-]", "/", label)  # "-" is what graphs put for "/" in names
 
 
 def _score_pairs(

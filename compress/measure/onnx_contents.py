@@ -33,6 +33,17 @@ _PARAMETERS = {
     "QLinearConv": (1, 2, 4, 5, 6, 7),
     "QLinearMatMul": (1, 2, 4, 5, 6, 7),
 }
+_STORED_INTEGERS = {
+    onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4,
+}  # fmt: skip
+_PASSED_ON = {"Gather": (0,), "Mul": (0, 1), "Reshape": (0,)}  # of a scale, before it is multiplied
+_OUTPUT_AXES = {
+    "Conv": (0,), "ConvInteger": (0,), "QLinearConv": (0,), "ConvTranspose": (1,),
+    "LSTM": (1,), "GRU": (1,), "RNN": (1,),
+}  # fmt: skip
+"""Axis of a kernel's output channels by the operator that reads it, where it is not the last."""
+
+_SAME_LAYOUT = {"Cast", "DequantizeLinear", "Identity"}
 _NO_KERNEL = {"Add", "Div", "If", "Loop", "Mul", "PRelu", "Scan", "Sub"}
 _RECURRENT_KERNELS = {"GRU": (1, 2), "LSTM": (1, 2), "RNN": (1, 2)}  # what follows are biases and states
 _STANDARD_DOMAINS = ("", "ai.onnx")
@@ -98,7 +109,8 @@ def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]
 
 def _count_weights(nodes: list[onnx.NodeProto], constants: dict[str, Any], contents: Contents) -> None:
     zero_points, parameters = _quantization(nodes)
-    working = {name for node in nodes for name in _kernel_inputs(node)}
+    parameters |= _factors(nodes, constants)
+    axes = _kernel_axes(nodes)
     for name, tensor in constants.items():
         if name in parameters or not tensor.dims:
             continue
@@ -116,7 +128,26 @@ def _count_weights(nodes: list[onnx.NodeProto], constants: dict[str, Any], conte
             values = values.astype(np.int64)  # 4-bit types are not NumPy's own
         point, axis = zero_points.get(name, (None, 0))
         zero_point = _zero_point(constants.get(point), values.shape, axis)
-        contents.weights.add(values, zero_point, kernel=name in working)
+        used = axes.get(name)
+        contents.weights.add(values, zero_point, kernel=used is not None, name=name, channel_axes=used or (0,))
+
+
+def _kernel_axes(nodes: list[onnx.NodeProto]) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that are kernels, each with the axes of its output channels."""
+    axes: dict[str, tuple[int, ...]] = {}
+    for node in reversed(nodes):  # what reads a tensor comes after what makes it
+        found = _output_axes(node)
+        if node.op_type in _SAME_LAYOUT and node.output:
+            found = axes.get(node.output[0], found)
+        axes.update((name, found) for name in _kernel_inputs(node))
+    return axes
+
+
+def _output_axes(node: onnx.NodeProto) -> tuple[int, ...]:
+    """Return the axes of the output channels of what `node` reads as a kernel."""
+    if node.op_type == "Gemm":
+        return (0,) if any(attribute.name == "transB" and attribute.i for attribute in node.attribute) else (-1,)
+    return _OUTPUT_AXES.get(node.op_type, (-1,))
 
 
 def _kernel_inputs(node: onnx.NodeProto) -> list[str]:
@@ -139,6 +170,31 @@ def _quantization(nodes: list[onnx.NodeProto]) -> tuple[dict[str, tuple[str | No
                 zero_points[node.input[values]] = (name, axis if given is None else given)
         parameters.update(node.input[i] for i in _PARAMETERS.get(node.op_type, ()) if i < len(node.input))
     return zero_points, parameters - {""}
+
+
+def _factors(nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> set[str]:
+    """Return the names of scales that integers, stored or summed by an integer kernel, are multiplied by as floats."""
+    makers = {name: node for node in nodes for name in node.output}
+
+    def is_whole(name: str) -> bool:
+        cast = makers.get(name)
+        if cast is None or cast.op_type != "Cast":
+            return False
+        held, maker = constants.get(cast.input[0]), makers.get(cast.input[0])
+        if held is not None:
+            return held.data_type in _STORED_INTEGERS
+        return maker is not None and maker.op_type in ("ConvInteger", "MatMulInteger")
+
+    def held_in(name: str) -> set[str]:
+        if name in constants:
+            return {name}
+        maker = makers.get(name)
+        places = _PASSED_ON.get(maker.op_type, ()) if maker else ()
+        return {found for place in places for found in held_in(maker.input[place])}
+
+    products = [node for node in nodes if node.op_type == "Mul"]
+    pairs = [pair for node in products for pair in (node.input, node.input[::-1]) if is_whole(pair[0])]
+    return {name for _, factor in pairs for name in held_in(factor)}
 
 
 def _zero_point(tensor: onnx.TensorProto | None, shape: tuple[int, ...], axis: int) -> np.ndarray | int:

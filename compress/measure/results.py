@@ -74,12 +74,27 @@ class Metric(Record):
     reasons: dict[str, str] = {}
 
 
+class KernelSize(Record):
+    """What one kernel of a file holds."""
+
+    name: str
+    """Name of the tensor, as the file has it."""
+    shape: tuple[Count, ...]
+    zeros: Count
+    distinct: Count
+    """Different values, or integers where the file holds these."""
+    distinct_in_channel: Count
+    """The most different values in one output channel."""
+
+
 class FileSize(Record):
     """What the file weighs and holds. Kernels are weight tensors of rank 2 and up."""
 
     file_bytes: Count
     gzip_bytes: Count
     """Size after gzip at level 6, which is where pruning and clustering show."""
+    zstd_bytes: Count
+    """Size after Zstandard at level 19."""
     parameters: Count | None
     nonzero_parameters: Count | None
     kernel_weights: Count | None
@@ -88,6 +103,8 @@ class FileSize(Record):
     """Share of zeros among kernel weights."""
     distinct_weights: Count | None
     """Distinct values in each kernel, summed over kernels."""
+    kernels: list[KernelSize] = []
+    """Each kernel by itself; empty where the file holds weights that cannot be read."""
     macs: Count | None
     """Multiply-accumulates of one sample (1 MAC = 2 FLOPs)."""
     macs_partial: bool

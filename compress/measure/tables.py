@@ -16,8 +16,10 @@ HEADER = [
     "change",
     "agreement",
     "bytes",
-    "gzip",
+    "gzip -6",
+    "zstd -19",
     "non-zero weights",
+    "distinct",
     "p50 ms",
     "ratio",
     "against",
@@ -69,8 +71,8 @@ def format_rows(result: results.FileResult) -> list[list[str]]:
     """Return one row per latency setting of `result`, or one row without latency."""
     size = result.size
     nonzero = size.nonzero_kernel_weights
-    cells = [*_quality_cells(result), f"{size.file_bytes:,}", f"{size.gzip_bytes:,}"]
-    cells.append(MISSING if nonzero is None else f"{nonzero:,}")
+    cells = [*_quality_cells(result), *(f"{n:,}" for n in (size.file_bytes, size.gzip_bytes, size.zstd_bytes))]
+    cells += [MISSING if count is None else f"{count:,}" for count in (nonzero, size.distinct_weights)]
     if not result.latency:
         return [[result.file, *cells, MISSING, MISSING, MISSING, MISSING]]
     rows = []

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from compress.deploy.tflite_sparse import decode_sparse
 from compress.errors import ModelError
 from compress.measure.weights import Contents
 
@@ -24,6 +25,10 @@ _UNCOUNTED_WORK = {
     "STABLEHLO_DOT_GENERAL", "STABLEHLO_WHILE", "SVDF", "UNIDIRECTIONAL_SEQUENCE_LSTM",
     "UNIDIRECTIONAL_SEQUENCE_RNN", "WHILE", "?",
 }  # fmt: skip
+_OUTPUT_AXES = {"DEPTHWISE_CONV_2D": (3,), "GATHER": (-1,)}
+"""Axis of a kernel's output channels by the operator that reads it, where it is not the first."""
+
+_PASSED_ON = {"DENSIFY", "DEQUANTIZE"}
 _NO_KERNEL = {"ADD", "CALL", "DIV", "IF", "MUL", "PRELU", "SUB", "WHILE"}
 DAMAGED = (
     ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError, struct.error,
@@ -47,11 +52,14 @@ def read_tflite(path: str | Path) -> Contents:
         contents, seen = Contents(), set()
         for index in range(model.SubgraphsLength()):
             graph = model.Subgraphs(index)
-            working = _working_tensors(model, graph)
+            axes = _kernel_axes(model, graph)
             for position in range(graph.TensorsLength()):
-                weight = _read_weight(model, graph.Tensors(position), content, contents.unread, seen)
+                tensor = graph.Tensors(position)
+                weight = _read_weight(model, tensor, content, contents.unread, seen)
                 if weight is not None:
-                    contents.weights.add(*weight, kernel=position in working)
+                    name = (tensor.Name() or b"").decode(errors="replace")
+                    used = axes.get(position)
+                    contents.weights.add(*weight, kernel=used is not None, name=name, channel_axes=used or (0,))
         _count_macs(model, contents)
     except DAMAGED as error:
         # The generated reader trusts offsets, and those of a damaged file lead anywhere.
@@ -59,14 +67,20 @@ def read_tflite(path: str | Path) -> Contents:
     return contents
 
 
-def _working_tensors(model: Any, graph: Any) -> set[int]:
-    """Return the tensors that some operator does more with than arithmetic by element or passing them on."""
-    working: set[int] = set()
-    for index in range(graph.OperatorsLength()):
+def _kernel_axes(model: Any, graph: Any) -> dict[int, tuple[int, ...]]:
+    """Return the tensors that some operator does more with than arithmetic by element or passing them on, each with
+    the axes of its output channels."""
+    axes: dict[int, tuple[int, ...]] = {}
+    for index in reversed(range(graph.OperatorsLength())):  # what reads a tensor comes after what makes it
         operator = graph.Operators(index)
-        if operator_name(model, operator) not in _NO_KERNEL:
-            working.update(operator.Inputs(i) for i in range(operator.InputsLength()))
-    return working
+        name = operator_name(model, operator)
+        if name in _NO_KERNEL:
+            continue
+        found = _OUTPUT_AXES.get(name, (0,))
+        if name in _PASSED_ON and operator.OutputsLength():
+            found = axes.get(operator.Outputs(0), found)
+        axes.update((operator.Inputs(i), found) for i in range(operator.InputsLength()))
+    return axes
 
 
 def operator_name(model: Any, operator: Any) -> str:
@@ -85,11 +99,15 @@ def _read_weight(
     if not shape or not len(raw) or buffer in seen or not (kind in _FLOATS or quantized):
         return None
     seen.add(buffer)
-    values = None if tensor.Sparsity() is not None else _decode(raw, kind, math.prod(shape))
+    sparse = tensor.Sparsity()
+    values = _decode(raw, kind, math.prod(shape) if sparse is None else None)
     if values is None:
-        unread.add(f"weights of type {kind}" if tensor.Sparsity() is None else "sparsely encoded weights")
+        unread.add(f"weights of type {kind}")
         return None
-    return values.reshape(shape), _zero_point(quantization, len(shape)) if quantized else 0
+    zero_point = _zero_point(quantization, len(shape)) if quantized else 0
+    if sparse is not None:
+        return decode_sparse(schema.SparsityParametersT.InitFromObj(sparse), values, shape), zero_point
+    return values.reshape(shape), zero_point
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
@@ -105,8 +123,8 @@ def _buffer_bytes(buffer: Any, content: bytes) -> np.ndarray:
     return np.empty(0, np.uint8)
 
 
-def _decode(raw: np.ndarray, kind: str, size: int) -> np.ndarray | None:
-    """Return `size` numbers of type `kind`, or `None` for a type that is not known."""
+def _decode(raw: np.ndarray, kind: str, size: int | None) -> np.ndarray | None:
+    """Return `size` numbers, or all, of type `kind`, or `None` for a type that is not known."""
     if dtype := {**_FLOATS, **_INTEGERS}.get(kind):
         return raw.view(dtype)[:size]
     if bits := _PACKED_BITS.get(kind):

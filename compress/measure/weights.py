@@ -6,35 +6,54 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from compress.models.kernel_counts import KernelCount, ZeroPoint, count_kernel
+
 
 @dataclass
 class WeightCount:
-    """Totals over tensors; kernels are those of rank 2 and up that are no bias, folded norm or state.
-
-    `distinct` adds up the distinct values of each kernel, which is where clustering shows; `None` if unknown.
-    """
+    """Totals over tensors; kernels are those of rank 2 and up that are no bias, folded norm or state."""
 
     parameters: int = 0
     nonzero_parameters: int = 0
-    kernel_weights: int = 0
-    nonzero_kernel_weights: int = 0
-    distinct: int | None = 0
+    kernels: list[KernelCount] = field(default_factory=list)
 
-    def add(self, values: np.ndarray, zero_point: np.ndarray | int = 0, *, kernel: bool = True) -> None:
+    @property
+    def kernel_weights(self) -> int:
+        """Values in all kernels."""
+        return sum(kernel.size for kernel in self.kernels)
+
+    @property
+    def nonzero_kernel_weights(self) -> int:
+        """Those that are not 0."""
+        return sum(kernel.size - kernel.zeros for kernel in self.kernels)
+
+    @property
+    def distinct(self) -> int:
+        """Distinct values of each kernel, summed over kernels."""
+        return sum(kernel.distinct for kernel in self.kernels)
+
+    def add(
+        self,
+        values: np.ndarray,
+        zero_point: ZeroPoint = 0,
+        *,
+        kernel: bool = True,
+        name: str = "",
+        channel_axes: tuple[int, ...] = (-1,),
+    ) -> None:
         """Count one tensor.
 
         Args:
             values: its elements.
             zero_point: the integer that stands for 0, broadcastable to `values`.
             kernel: whether it is more than a bias, a folded norm or a state, whatever its rank.
+            name: what the tensor is called.
+            channel_axes: the axes of its output channels.
         """
-        nonzero = int(np.count_nonzero(values != zero_point))
         self.parameters += values.size
-        self.nonzero_parameters += nonzero
+        self.nonzero_parameters += int(np.count_nonzero(values != zero_point))
         if kernel and values.ndim >= 2:
-            self.kernel_weights += values.size
-            self.nonzero_kernel_weights += nonzero
-            self.distinct = (self.distinct or 0) + len(np.unique(values))
+            self.kernels.append(count_kernel(name, values, zero_point, channel_axes))
 
 
 @dataclass

@@ -88,7 +88,7 @@ def _copy_variables(model: keras.Model, copy: keras.Model) -> None:
             "build(), or use the functional API.",
         )
     for source, target in zip(sources, targets, strict=True):
-        target.assign(source)
+        target.assign(keras.ops.copy(source))  # on JAX they would share a buffer, which training gives away
         target.trainable = source.trainable
 
 

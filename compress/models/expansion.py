@@ -48,8 +48,8 @@ def expand_graph(graph: Graph) -> Expansion:
     """Return an equal graph in which layers are replaced by the operations that they are made of.
 
     Opened are custom layers and subclassed models that hold layers, and attention; split are activations that
-    runtimes do not fuse, SiLU, hard sigmoid and separable convolutions; einsum layers and time-distributed ones
-    become dense layers where that is the same.
+    runtimes do not fuse, SiLU, hard sigmoid, rescaling by one number and separable convolutions; einsum layers and
+    time-distributed ones become dense layers where that is the same.
 
     Args:
         graph: a graph of your own, as from `copy_graph`: layers inside its layers get other names.

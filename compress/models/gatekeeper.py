@@ -41,6 +41,7 @@ OWN_CLASSES = {
     "SetMask": "compress.models.masks",
 }
 """Our own layers, which a file may name: they run no code of the file. Class -> module that registers it."""
+_TORCH_OPTIMIZERS = frozenset(("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "Nadam", "RMSprop", "SGD"))
 _PLAIN_VALUES = frozenset(("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"))
 _RUNS_CODE = {
     "Lambda": "Replace it by a layer such as Activation or Rescaling, or by keras.ops in a functional model.",
@@ -108,6 +109,13 @@ def describe_custom(node: dict[str, Any]) -> tuple[str, list[str]]:
 def is_keras_object(class_name: str, module: str | None) -> bool:
     """Return whether a class of this name and module is part of Keras and runs no code of the file."""
     return class_name not in _RUNS_CODE and _is_keras({"class_name": class_name, "module": module})
+
+
+def is_torch_optimizer(class_name: str, module: Any) -> bool:
+    """Return whether this is what Keras calls one of its own optimizers in files saved on its PyTorch backend."""
+    return (
+        class_name in _TORCH_OPTIMIZERS and module == f"keras.src.backend.torch.optimizers.torch_{class_name.lower()}"
+    )
 
 
 def check_sizes(config: dict[str, Any], stored_elements: int) -> None:
@@ -199,6 +207,8 @@ def _is_keras(node: dict[str, Any]) -> bool:
         return False  # Keras looks among registered classes first
     if module == "keras":
         return kind in _KERAS_CLASSES
+    if is_torch_optimizer(kind, module):
+        return True
     if module is None and "module" not in node:  # nested objects of older files
         return kind.isidentifier() and kind[0].isupper()
     return isinstance(module, str) and _is_keras_module(module) and kind.isidentifier() and kind[0].isupper()

@@ -22,6 +22,10 @@ Caller = Callable[..., Any]
 """`call(node, *args, **kwargs)`: what to do for a recorded call; returns symbolic tensors in the node's structure."""
 
 
+SEPARATOR = "-"
+"""What stands for `"/"` in names: it may be in names of TensorFlow and, unlike a dot, in those of PyTorch."""
+
+
 @dataclass(eq=False)
 class Node:
     """One call of an operation.
@@ -113,7 +117,7 @@ def trace_graph(model: keras.Model, paths: Mapping[str, str] | None = None) -> G
     """Return the calls that a functional or sequential model makes; nested ones are opened.
 
     Every operation has a name of its own: one of a nested model whose name is taken is replaced by a copy that is
-    called after its path, such as `"encoder.conv1"`.
+    called after its path, such as `"encoder-conv1"`.
 
     Args:
         model: the model; its layers are called once more, so trace a copy of a model that is not yours.
@@ -232,8 +236,8 @@ class Names:
             label: what to call it in there.
         """
         if id(operation) not in self._settled:
-            start = prefix.replace("/", ".")
-            name = unique_name(start + re.sub(r"[^\w.]", "_", label.removeprefix(start)), self.taken)
+            start = prefix.replace("/", SEPARATOR)
+            name = unique_name(start + re.sub(r"[^\w-]", "_", label.removeprefix(start)), self.taken)
             operation.name = name
             self.paths[name] = prefix + name.removeprefix(start)
             self._settled[id(operation)] = operation, operation
@@ -243,7 +247,7 @@ class Names:
         if operation.name not in self.taken:
             self.taken.add(operation.name)
             return operation
-        name = unique_name(path.replace("/", "."), self.taken)
+        name = unique_name(path.replace("/", SEPARATOR), self.taken)
         try:
             return rename_operation(operation, name)
         except Exception as error:  # user code runs here: get_config, from_config and build of custom layers

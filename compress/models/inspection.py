@@ -17,6 +17,7 @@ from compress.errors import ModelError
 from compress.files import sha256_of
 from compress.models.archive import Archive, read_archive
 from compress.models.gatekeeper import custom_classes, is_keras_object
+from compress.models.kernel_counts import count_kernel, output_axes
 from compress.models.layer_table import LAYERS
 from compress.models.macs import LayerCall, count_macs, has_formula
 from compress.models.patterns import matches, require_matches
@@ -39,12 +40,15 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class KernelSummary:
-    """One kernel: `zeros` of its `size` elements are zero."""
+    """One kernel: `zeros` of its `size` elements are zero, `distinct` values differ, of which one output channel has at
+    most `distinct_in_channel`."""
 
     path: str
     shape: tuple[int, ...]
     size: int
     zeros: int
+    distinct: int
+    distinct_in_channel: int
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class ModelSummary:
     Args:
         macs: multiply-accumulates for batch 1 of all layers that have a formula.
         macs_partial: true if `macs_missing` names layer types that are left out.
+        distinct: distinct values of each kernel, summed over kernels.
         weight_bytes: bytes of the model's weights, optimizer left out.
         custom_classes: classes that are not part of Keras, to be allowed before the model can be loaded.
         loss, metrics, optimizer: names, as compiled, or `None`.
@@ -118,6 +123,7 @@ class ModelSummary:
     nonzero: int
     kernel_parameters: int
     kernel_sparsity: float | None
+    distinct: int
     weight_bytes: int
     macs: int
     macs_partial: bool
@@ -206,12 +212,11 @@ def _summarise_layers(
         macs = _layer_macs(layer, weights)
         nonzero, kernels = 0, []
         for weight in weights:
-            count = int(np.count_nonzero(weight.stored.read()))
-            nonzero += count
+            values = weight.stored.read()
+            nonzero += int(np.count_nonzero(values))
             weight_bytes += weight.stored.size_bytes
             if weight.is_kernel:
-                stored = weight.stored
-                kernels.append(KernelSummary(weight.path, stored.shape, stored.size, stored.size - count))
+                kernels.append(_summarise_kernel(weight, values))
         trained = sum(weight.stored.size for weight in weights if layer.trainable and not weight.is_frozen)
         rows.append(
             LayerSummary(
@@ -235,6 +240,12 @@ def _summarise_layers(
             )
         )
     return tuple(rows), weight_bytes
+
+
+def _summarise_kernel(weight: NamedWeight, values: np.ndarray) -> KernelSummary:
+    axes = output_axes(weight.kind, weight.path.rpartition("/")[2]) if values.ndim >= 2 else (-1,)
+    count = count_kernel(weight.path, values, channel_axes=axes)
+    return KernelSummary(count.name, count.shape, count.size, count.zeros, count.distinct, count.distinct_in_channel)
 
 
 def _layer_macs(layer: SavedLayer, weights: list[NamedWeight]) -> int | None:
@@ -329,6 +340,7 @@ def _summarise(
         nonzero=sum(layer.nonzero for layer in layers),
         kernel_parameters=sum(kernel.size for kernel in kernels),
         kernel_sparsity=_sparsity(kernels),
+        distinct=sum(kernel.distinct for kernel in kernels),
         weight_bytes=weight_bytes,
         macs=sum(layer.macs or 0 for layer in layers),
         macs_partial=bool(missing),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import keras
+import numpy as np
 
 from compress.models.graph import copy_operation
 
@@ -89,6 +90,22 @@ def _split_hard_sigmoid(steps: Steps, path: str, operation: keras.Operation, inp
     if isinstance(operation, keras.Layer) and operation.compute_dtype != inputs.dtype:
         return None
     return steps.compute(path, lambda x: keras.ops.multiply(keras.ops.relu6(keras.ops.add(x, 3.0)), 1 / 6), inputs)
+
+
+def _split_rescaling(steps: Steps, path: str, layer: keras.Layer, inputs: Any, **_: Any) -> Any:
+    """Scaling by one number is a product and a sum, for which runtimes have integer kernels.
+
+    With a number for each feature it stays: before it, features may be too different for one grid.
+    """
+    if np.ndim(layer.scale) or np.ndim(layer.offset) or layer.compute_dtype != inputs.dtype:
+        return None
+    scale, offset = float(layer.scale), float(layer.offset)
+
+    def rescale(x: Any) -> Any:
+        product = keras.ops.multiply(x, scale)
+        return keras.ops.add(product, offset) if offset else product
+
+    return steps.compute(path, rescale, inputs)
 
 
 def _split_separable(steps: Steps, path: str, layer: keras.Layer, inputs: Any) -> Any:
@@ -230,7 +247,7 @@ def _reshape(steps: Steps, path: str, part: str, tensor: Any, shape: tuple[int, 
 
 
 def _copy_weight(source: keras.Variable, target: keras.Variable) -> None:
-    target.assign(source)
+    target.assign(keras.ops.copy(source))  # on JAX they would share a buffer, which training gives away
     target.trainable = source.trainable
 
 
@@ -244,5 +261,6 @@ LAYER_RULES: dict[str, Callable[..., Any]] = {
     "Activation": _split_activation_layer,
     "Silu": _split_silu,
     "HardSigmoid": _split_hard_sigmoid,
+    "Rescaling": _split_rescaling,
 }
 """The rule of each Keras layer or operation, by the name of its class."""

@@ -16,7 +16,7 @@ import keras
 from compress.errors import ModelError
 from compress.files import sha256_of
 from compress.models.archive import check_archive, read_archive
-from compress.models.gatekeeper import OWN_CLASSES
+from compress.models.gatekeeper import OWN_CLASSES, is_torch_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,8 @@ def _custom_objects(path: Path, config: dict[str, Any], packages: tuple[str, ...
     for module, name in sorted(_named_objects(config)):
         if OWN_CLASSES.get(name) == module:
             import_module(module)  # registers the class
+        if is_torch_optimizer(name, module):
+            found[name] = getattr(keras.optimizers, name)  # that module needs PyTorch
         if module.partition(".")[0] in packages:
             try:
                 found[name] = getattr(import_module(module), name)

@@ -55,12 +55,14 @@ class NamedWeight:
         path: such as `"encoder/conv1/kernel"`.
         is_kernel: whether compression may change it.
         is_frozen: whether it is never trained.
+        kind: class name of the layer that owns it.
     """
 
     path: str
     stored: StoredWeight
     is_kernel: bool
     is_frozen: bool
+    kind: str
 
 
 @dataclass
@@ -178,7 +180,7 @@ def name_weights(kind: str, options: dict[str, Any], group: WeightGroup, path: s
         name = weight.key if extra else names[index]
         if name not in rule.aliases:
             frozen = name in rule.frozen or "float" not in weight.dtype or (extra and kind in LAYERS)
-            yield NamedWeight(f"{path}/{name}", weight, name in rule.kernels, frozen)
+            yield NamedWeight(f"{path}/{name}", weight, name in rule.kernels, frozen, kind)
     for child, child_kind, child_options in _children(rule, options, group):
         yield from name_weights(
             child_kind, child_options, child, f"{path}/{child.name or child.path.rpartition('/')[2]}"

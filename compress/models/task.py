@@ -123,7 +123,7 @@ def infer_task(model: Any, y_sample: Arrays = None, x_sample: Arrays = None) -> 
     (tensors, keyed), activations = model_outputs(model), find_activations(model)
     values = None
     if x_sample is not None and (tensors is None or None in activations):
-        values = model(_tensors(x_sample), training=False)
+        values = _call(model, x_sample)
     if tensors is None:
         if values is None:
             raise DataError(
@@ -171,11 +171,12 @@ def infer_output_tasks(names: list[str], outputs: list[np.ndarray], y: Arrays) -
     return tasks
 
 
-def _tensors(x: Arrays) -> Any:
-    """Return `x` as tensors, so that a direct call of the model casts them as `fit` would."""
+def _call(model: Any, x: Arrays) -> Any:
+    """Return the outputs of `model` as arrays; it is called on tensors, which it casts as `fit` would."""
     import keras
 
-    return keras.tree.map_structure(keras.ops.convert_to_tensor, x)
+    outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, x), training=False)
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, outputs)
 
 
 def _name_values(values: Any) -> dict[str, Any]:

@@ -73,9 +73,11 @@ def find_all_layers(model: keras.Model) -> list[keras.Layer]:
     return found
 
 
-def list_kernels(model: keras.Model) -> list[Kernel]:
-    """Return every kernel of `model`, trainable or not."""
-    return list(_candidates(model, find_layers(model)))
+def list_kernels(model: keras.Model, *, trainable: bool = False) -> list[Kernel]:
+    """Return every kernel of `model`, or those that training changes."""
+    found = list(_candidates(model, find_layers(model)))
+    changed = {id(variable) for variable in model.trainable_variables} if trainable else set()
+    return [kernel for kernel in found if id(kernel.variable) in changed] if trainable else found
 
 
 def find_kernels(
@@ -132,7 +134,7 @@ def _candidates(model: keras.Model, layers: list[tuple[str, keras.Layer]]) -> It
     for layer_path, layer in layers:
         for variable in layer.weights:
             if id(variable) not in seen and _is_kernel(variable):
-                yield Kernel(f"{layer_path}/{_path_inside(variable, layer)}", layer_path, variable)
+                yield Kernel(f"{layer_path}/{path_inside(variable, layer)}", layer_path, variable)
             seen.add(id(variable))
     for variable in model.weights:  # weights that a subclassed model holds itself
         if id(variable) not in seen and _is_kernel(variable):
@@ -144,7 +146,7 @@ def _is_kernel(variable: keras.Variable) -> bool:
     return variable.name in KERNEL_NAMES and len(variable.shape) >= 2
 
 
-def _path_inside(variable: keras.Variable, layer: keras.Layer) -> str:
+def path_inside(variable: keras.Variable, layer: keras.Layer) -> str:
     """Return the part of a variable's path after its layer; what comes before changes on save and load."""
     parts = variable.path.split("/")
     owners = parts[:-1]

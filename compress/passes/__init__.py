@@ -10,6 +10,7 @@ from compress.errors import RecipeError, SetupError
 from compress.passes.base import Pass
 
 BUILT_IN: dict[str, str] = {
+    "cluster": "compress.passes.cluster:WeightClustering",
     "distill": "compress.passes.distill:Distillation",
     "finetune": "compress.passes.finetune:FineTuning",
     "prune": "compress.passes.prune:MagnitudePruning",
@@ -17,7 +18,13 @@ BUILT_IN: dict[str, str] = {
     "qat": "compress.passes.qat:QuantizationAwareTraining",
 }
 
-_OTHER_WORDS = {"distillation": "distill", "fine_tune": "finetune", "pruning": "prune", "sparsify": "prune"}
+_OTHER_WORDS = {
+    "clustering": "cluster",
+    "distillation": "distill",
+    "fine_tune": "finetune",
+    "pruning": "prune",
+    "sparsify": "prune",
+}
 
 
 @cache

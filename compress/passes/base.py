@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import StringConstraints, model_validator
 
@@ -41,6 +41,9 @@ class ModelFile(Options):
 
 class Pass(Options):
     """One step of a recipe: model in, new model out; the input model is never changed."""
+
+    changes_structure: ClassVar[bool] = False
+    """Whether the pass itself may end with fewer zeros or more distinct values than the model before it had."""
 
     type: str
     """Which pass this is."""
@@ -75,6 +78,10 @@ class Pass(Options):
 
     def check(self, model: keras.Model) -> None:
         """Raise an error if this pass could not work on `model`; called for every pass before any of them runs."""
+
+    def notes(self, model: keras.Model) -> list[str]:
+        """Return sentences on what this pass left undone in `model`, which it made; a run keeps them."""
+        return []
 
     def needs_data(self) -> tuple[str, ...]:
         """Return the names of the splits that this pass reads."""

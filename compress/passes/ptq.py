@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
@@ -76,6 +77,21 @@ class PostTrainingQuantization(QuantizationOptions, Pass):
         exact = tuple(re.sub(r"([*?[])", r"[\1]", path) for path in paths)  # paths are patterns that fit themselves
         return self.model_copy(update={"exclude": (*self.exclude, *exact)}).apply(source, data)
 
+    def notes(self, model: keras.Model) -> list[str]:
+        """Return which layers `rounding` and `activation_aware` left out, and why."""
+        from compress.errors import UsageError
+
+        notes = []
+        for method, plan in self._plans():
+            try:
+                *_, skipped = plan(model)
+            except UsageError:  # `max_drop` took all layers that it could change back to float
+                continue
+            if skipped:
+                listed = "; ".join(f"{each.path} {each.reason}" for each in skipped)
+                notes.append(f"{method} left layers as rounding to nearest makes them: {listed}")
+        return notes
+
     def needs_data(self) -> tuple[str, ...]:
         """Return the splits that calibration and rounding read."""
         return ("train",) if self._reads_samples else ()
@@ -86,13 +102,17 @@ class PostTrainingQuantization(QuantizationOptions, Pass):
 
     def _require_layers(self, quantized: keras.Model) -> None:
         """Raise UsageError, before any work is done, if an option has no layer that it could change."""
+        for _, plan in self._plans():
+            plan(quantized)
+
+    def _plans(self) -> list[tuple[str, Callable[[keras.Model], tuple]]]:
+        """Return the name of each method that was asked for, with what says which layers it can change."""
         from compress.quantization.model_awq import plan_awq
         from compress.quantization.model_gptq import plan_gptq
+        from compress.quantization.model_rounding import plan_adaround
 
-        if self.rounding == "gptq":
-            plan_gptq(quantized)
-        if self.activation_aware:
-            plan_awq(quantized)
+        plans = {"adaround": [("AdaRound", plan_adaround)], "gptq": [("GPTQ", plan_gptq)]}.get(self.rounding, [])
+        return [*plans, ("AWQ", plan_awq)] if self.activation_aware else plans
 
     def _corrects_biases(self, quantized: keras.Model) -> bool:
         from compress.quantization.correction import has_biases

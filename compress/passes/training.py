@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
 from compress.errors import PassError, UsageError
 from compress.passes.base import INPUT, ModelFile
+from compress.passes.holding import hold_structure
 
 if TYPE_CHECKING:
     import keras
@@ -73,14 +74,14 @@ def train_copy(
 ) -> keras.Model:
     """Return a trained copy of `model`: by its teacher where there is one, by its labels otherwise.
 
-    Zeros that earlier passes made stay zero.
+    Without `callbacks`, zeros that earlier passes made stay zero, and weights that share a value go on to do so.
     """
     from compress.models.copying import copy_model
 
     if teacher is model:
         raise UsageError("a model cannot teach itself as it trains", "Write `teacher: input` to be taught by a copy.")
     copy = copy_model(model)
-    callbacks = callbacks or _hold_zeros(copy)
+    callbacks = callbacks or hold_structure(copy)
     try:
         if teacher is None:
             from compress.finetuning import fine_tune
@@ -99,12 +100,3 @@ def train_copy(
         for callback in callbacks:
             callback.remove()
     return copy
-
-
-def _hold_zeros(model: keras.Model) -> list[Pruning]:
-    """Return the callback that keeps zeros where they are, or none where there are none to keep."""
-    from compress.pruning.callback import Pruning
-    from compress.pruning.magnitude import has_pruned_kernels
-    from compress.pruning.schedules import ConstantSchedule
-
-    return [Pruning(0.0, schedule=ConstantSchedule())] if has_pruned_kernels(model) else []

@@ -1,108 +1,173 @@
-"""Which weights are pruned: scores say how important each weight is, a distribution how many each kernel
-loses, a mask function which ones. Masks hit the requested number exactly, also where scores tie. NumPy only.
+"""Which weights are pruned: a score says how important each is, a distribution how many each kernel loses, a
+pattern which go together. Masks hit the requested number exactly, also where scores tie. Arrays in, arrays out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import numpy as np
 
 from compress.errors import UsageError
+from compress.models.kernel_layout import KernelLayout, default_layout
+from compress.models.walking import Kernel
+from compress.pruning.distributions import (
+    Distribution,
+    DistributionLike,
+    ScoredKernel,
+    find_distribution,
+    require_sparsity,
+)
+from compress.pruning.patterns import NM, Pattern, parse_pattern
+from compress.pruning.scores import Score, ScoreInput, ScoreLike, find_score, score_weights
 
-DistributionName = Literal["uniform", "global"]
+_ROUNDING = 1e-6  # how far a sparsity such as 0.666667 may be from that of a pattern
 
 
-def magnitude_mask(weights: np.ndarray, sparsity: float) -> np.ndarray:
-    """Return a bool mask of `weights`' shape, `False` for the `round(sparsity * size)` smallest magnitudes.
-
-    Among equal magnitudes the one with the lower index (row-major) is pruned first; zeros before all else.
-
-    Raises:
-        UsageError: sparsity outside [0, 1), or a weight is NaN.
-    """
-    return magnitude_masks([weights], sparsity)[0]
-
-
-def magnitude_masks(
-    weights: Sequence[np.ndarray], sparsity: float, distribution: DistributionName = "uniform"
+def make_masks(
+    weights: Sequence[np.ndarray],
+    sparsity: float,
+    *,
+    final: float | None = None,
+    paths: Sequence[str] | None = None,
+    layouts: Sequence[KernelLayout] | None = None,
+    score: ScoreLike = "magnitude",
+    distribution: DistributionLike = "uniform",
+    pattern: str | Pattern = "unstructured",
+    gradients: Sequence[np.ndarray] | None = None,
+    movement: Sequence[np.ndarray] | None = None,
+    seed: int = 0,
 ) -> list[np.ndarray]:
-    """Return one bool mask per array of `weights`, `False` where the magnitude is among the smallest.
+    """Return one bool mask per array of `weights`, `False` where it is pruned.
+
+    Weights that are zero are pruned before all others; among equal scores the lower index (row-major) goes first.
+    An all-zero array is like any other. The number of `False` is exact: `round(sparsity * size)` for each kernel
+    (uniform) or all together (global, ERK, LAMP), in whole blocks for a pattern of blocks.
 
     Args:
-        weights: float arrays of any shape.
-        sparsity: fraction of zeros, at least 0 and less than 1.
-        distribution: `"uniform"`: every array has this sparsity; `"global"`: all of them together have.
+        weights: float arrays of rank 2 or more (any rank if the pattern is unstructured).
+        sparsity: fraction of zeros now, at least 0 and less than 1.
+        final: the sparsity at the end of training; by default `sparsity`.
+        paths: what messages and a distribution by pattern call the arrays.
+        layouts: which axes run over inputs and outputs; by default the last two.
+        score: importance of the weights; the lowest are pruned.
+        distribution: how many weights each array loses.
+        pattern: which weights go together.
+        gradients: mean gradients of the loss, for scores that need them.
+        movement: what `Movement.read` returned, for the score `movement`.
+        seed: seed of the score `random`.
 
     Raises:
-        UsageError: sparsity outside [0, 1), unknown distribution, or a weight is NaN.
+        UsageError: an option that makes no sense, or gradients or movement missing.
+        PassError: a weight, gradient or score is NaN.
     """
     require_sparsity(sparsity)
-    if distribution not in _COUNTS:
-        raise UsageError(f"expected distribution to be one of {sorted(_COUNTS)}. Received: {distribution!r}")
-    scores = [magnitude_scores(each) for each in weights]
+    pattern, score = parse_pattern(pattern), find_score(score)
+    weights = [np.asarray(each) for each in weights]
+    names = [str(i) for i in range(len(weights))] if paths is None else list(paths)
+    layouts = [default_layout(each.ndim) for each in weights] if layouts is None else list(layouts)
+    chosen = find_distribution(distribution, names, sparsity, sparsity if final is None else final)
+    _require_compatible(pattern, distribution, score, sparsity)
+    kernels = []
+    for index, (path, value, layout) in enumerate(zip(names, weights, layouts, strict=True)):
+        given = ScoreInput(
+            value,
+            None if gradients is None else gradients[index],
+            None if movement is None else movement[index],
+            (seed, index),
+        )
+        pattern.require_fit(path, value.shape, layout)
+        units = _score_units(pattern, layout, value, score_weights(score, given, path))
+        kernels.append(ScoredKernel(path, value.shape, units))
     return [
-        lowest_mask(each, count) for each, count in zip(scores, _COUNTS[distribution](scores, sparsity), strict=True)
+        pattern.mask(kernel.scores, count, layout, kernel.shape)
+        for kernel, count, layout in zip(kernels, chosen.function(kernels, sparsity), layouts, strict=True)
     ]
 
 
-def require_sparsity(sparsity: float) -> None:
-    """Raise UsageError unless `sparsity` is a number in [0, 1)."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number)) or not 0 <= sparsity < 1:
-        raise UsageError(f"expected sparsity at least 0 and less than 1. Received: sparsity={sparsity!r}")
+def _score_units(pattern: Pattern, layout: KernelLayout, weights: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the scores of the pattern's units; those without a weight other than zero come before all others."""
+    units = pattern.pool(scores, layout)
+    alive = pattern.pool(weights != 0, layout)
+    return np.where(alive, units, -np.inf).astype(units.dtype, copy=False)
 
 
-def magnitude_scores(weights: np.ndarray) -> np.ndarray:
-    """Return the importance of each weight: its absolute value, as float32 or float64.
+def resolve_sparsity(sparsity: float | None, pattern: str | Pattern) -> float:
+    """Return the final sparsity: the one asked for, or the one that an N:M pattern implies.
 
     Raises:
-        UsageError: a weight is NaN.
+        UsageError: outside [0, 1), missing, or other than the pattern's.
     """
-    weights = np.asarray(weights)
-    scores = np.abs(weights if weights.dtype in (np.float32, np.float64) else weights.astype(np.float32))
-    if np.isnan(scores).any():
+    pattern = parse_pattern(pattern)
+    if sparsity is not None:
+        require_sparsity(sparsity)
+    if isinstance(pattern, NM):
+        if sparsity is not None and abs(sparsity - pattern.sparsity) > _ROUNDING:
+            raise UsageError(
+                f"pattern {pattern} has sparsity {pattern.sparsity:.6g}. Received: sparsity={sparsity!r}",
+                "Leave the sparsity out, or choose another pattern.",
+            )
+        return pattern.sparsity
+    if sparsity is None:
+        raise UsageError(f"expected a sparsity for the pattern {pattern}. Received: sparsity=None")
+    return float(sparsity)
+
+
+def require_plan(
+    kernels: Sequence[Kernel],
+    layouts: Sequence[KernelLayout],
+    sparsity: float,
+    distribution: DistributionLike = "uniform",
+    pattern: str | Pattern = "unstructured",
+    score: ScoreLike = "magnitude",
+) -> None:
+    """Raise UsageError for all that can be refused before training; the message names the kernel and the numbers.
+
+    That is: a sparsity out of range or other than the pattern's, an unknown name, a pattern that does not fit a
+    kernel, a distribution that a score or a pattern rules out, and a kernel that would lose all of its weights.
+    """
+    pattern, score = parse_pattern(pattern), find_score(score)
+    sparsity = resolve_sparsity(sparsity, pattern)
+    chosen = find_distribution(distribution, [kernel.path for kernel in kernels], sparsity, sparsity)
+    _require_compatible(pattern, distribution, score, sparsity)
+    planned = []
+    for kernel, layout in zip(kernels, layouts, strict=True):
+        shape = tuple(kernel.variable.shape)
+        pattern.require_fit(kernel.path, shape, layout)
+        units = pattern.pool(np.broadcast_to(np.float32(0), shape), layout)
+        planned.append(ScoredKernel(kernel.path, shape, units))
+    _require_some_left(planned, chosen, sparsity)
+
+
+def _require_compatible(pattern: Pattern, distribution: DistributionLike, score: Score, sparsity: float) -> None:
+    if isinstance(pattern, NM) and distribution != "uniform":
         raise UsageError(
-            "expected weights that are numbers. Received: NaN",
-            "Training has diverged: lower the learning rate.",
+            f"pattern {pattern} has the same sparsity in every kernel. Received: distribution={distribution!r}",
+            "Use the distribution uniform.",
         )
-    return scores
+    if isinstance(pattern, NM) and sparsity > pattern.sparsity + _ROUNDING:
+        raise UsageError(f"pattern {pattern} has sparsity {pattern.sparsity:.6g}. Received: sparsity={sparsity!r}")
+    if distribution == "lamp" and score.signed:
+        raise UsageError(
+            f"distribution lamp needs scores of at least 0. Received: the score {score.function.__name__}",
+            "Use the distribution global or uniform with this score.",
+        )
 
 
-def lowest_mask(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return a bool mask of `scores`' shape, `False` for exactly the `count` lowest; ties go by index."""
-    if count <= 0:
-        return np.ones(scores.shape, bool)
-    flat = scores.ravel()
-    threshold = _nth_lowest(flat, count - 1)
-    mask = flat >= threshold
-    missing = count - (mask.size - np.count_nonzero(mask))
-    mask[np.flatnonzero(flat == threshold)[:missing]] = False
-    return mask.reshape(scores.shape)
-
-
-def _nth_lowest(values: np.ndarray, n: int) -> float:
-    # Partitioning is 20 times slower where most values are equal, as the zeros of a half-pruned kernel are.
-    lowest = values.min()
-    others = np.compress(values > lowest, values)
-    n -= values.size - others.size
-    return lowest if n < 0 else np.partition(others, n)[n]
-
-
-def uniform_counts(scores: Sequence[np.ndarray], sparsity: float) -> list[int]:
-    """Return how many weights each kernel loses if every kernel has the same sparsity."""
-    return [round(sparsity * each.size) for each in scores]
-
-
-def global_counts(scores: Sequence[np.ndarray], sparsity: float) -> list[int]:
-    """Return how many weights each kernel loses if all are ranked together; ties go by kernel, then index."""
-    together = np.concatenate([each.ravel() for each in scores])
-    kept = lowest_mask(together, round(sparsity * together.size))
-    parts = np.split(kept, np.cumsum([each.size for each in scores])[:-1])
-    return [int(part.size - np.count_nonzero(part)) for part in parts]
-
-
-_COUNTS: dict[str, Callable[[Sequence[np.ndarray], float], list[int]]] = {
-    "uniform": uniform_counts,
-    "global": global_counts,
-}
+def _require_some_left(kernels: Sequence[ScoredKernel], distribution: Distribution, sparsity: float) -> None:
+    if distribution.reads_scores:
+        total = sum(kernel.size for kernel in kernels)
+        if round(sparsity * total) > total - len(kernels):
+            raise UsageError(
+                f"expected each of {len(kernels)} kernels to keep a weight. "
+                f"Received: sparsity={sparsity}, which leaves {total - round(sparsity * total)} of {total}",
+                "Lower the sparsity.",
+            )
+        return
+    for kernel, count in zip(kernels, distribution.function(kernels, sparsity), strict=True):
+        if 0 < kernel.size <= count:
+            raise UsageError(
+                f"expected {kernel.path} to keep a weight. "
+                f"Received: sparsity={sparsity}, which prunes {count} of {kernel.size}",
+                f"Lower the sparsity, or leave it out with exclude={[kernel.path]}.",
+            )

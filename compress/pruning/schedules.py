@@ -1,10 +1,12 @@
 """How sparsity grows during training. Times are fractions of it, so a schedule fits any number of epochs.
 
-Source of the polynomial: Zhu and Gupta 2017, arXiv:1710.01878.
+Polynomial: Zhu and Gupta 2017, arXiv:1710.01878. Rounds and rewinding: Renda et al. 2020, arXiv:2003.02389; Frankle et
+al. 2019, arXiv:1912.05671.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -74,5 +76,48 @@ class PolynomialSchedule(Options):
         return final + (self.initial_sparsity - final) * remaining**self.power
 
 
-Schedule = Annotated[ConstantSchedule | PolynomialSchedule, Field(discriminator="type")]
-"""Either schedule; in YAML, `type` tells which."""
+class IterativeSchedule(Options):
+    """Rounds of training and pruning: the training has one part more than rounds; all parts but the last end in one.
+
+    Every round prunes the same share of the weights that are left. With `rewind_to`, the weights that stay then return
+    to what they were at that early moment, and the next part trains them anew.
+    """
+
+    type: Literal["iterative"] = "iterative"
+    rounds: Annotated[int, Field(ge=1, le=1000)] = 4
+    """How often weights are pruned."""
+    rewind_to: Start | None = None
+    """A moment before the first round, as a fraction of the training; none means no rewinding."""
+
+    @model_validator(mode="after")
+    def _order(self) -> IterativeSchedule:
+        if self.rewind_to is not None and self.rewind_to >= self.begin:
+            raise ValueError(
+                f"expected rewind_to before the first of {self.rounds} rounds at {self.begin:.4g}. "
+                f"Received: rewind_to={self.rewind_to}"
+            )
+        return self
+
+    @property
+    def begin(self) -> float:
+        """When the first round ends, as a fraction of the training."""
+        return 1 / (self.rounds + 1)
+
+    @property
+    def end(self) -> float:
+        """When the final sparsity is reached, as a fraction of the training."""
+        return self.rounds / (self.rounds + 1)
+
+    @property
+    def frequency(self) -> int:
+        """Training steps between looks at the schedule; masks are updated at the end of a round only."""
+        return 1
+
+    def sparsity_at(self, progress: float, final: float) -> float:
+        """Return the sparsity at `progress` (0 is the start of training, 1 its end)."""
+        rounds = min(self.rounds, math.floor(progress * (self.rounds + 1) + 1e-9))
+        return final if rounds == self.rounds else 1 - (1 - final) ** (rounds / self.rounds)
+
+
+Schedule = Annotated[ConstantSchedule | PolynomialSchedule | IterativeSchedule, Field(discriminator="type")]
+"""Any of the schedules; in YAML, `type` tells which."""

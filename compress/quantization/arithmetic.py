@@ -10,6 +10,7 @@ quantization of the same values therefore agree to the last bit, whatever a comp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -79,28 +80,37 @@ def fake_quantize_activation(
     symmetric: bool = False,
     learned: bool = False,
     fused: bool = False,
+    masked: bool = True,
 ) -> Tensor:
     """Return `x` rounded to the grid of `activation_scale`, with a straight-through gradient.
 
     Args:
         x: float32 tensor of any shape.
-        minimum, maximum: scalars: the range.
+        minimum, maximum: the range: scalars, or what broadcasts against `x` without `learned` and `fused`.
         bits: 2 to 8, or 16.
         symmetric: the zero point is 0.
         learned: `minimum` and `maximum` get gradients, scaled by `1 / sqrt(features)`; else they get none.
         fused: use TensorFlow's own operation where TensorFlow is the backend. It is faster in training, rounds
-            ties upwards and differs in the last float32 bits; not with `learned`.
+            ties upwards and differs in the last float32 bits.
+        masked: the gradient to `x` is 0 outside the nudged range. Without it is 1 everywhere, for ranges that hold what
+            `x` can be, as that of a softmax, or that follow it.
 
     Returns:
-        float32 of the shape of `x`. The gradient to `x` is 1 inside the nudged range and 0 outside; NaN stays NaN.
+        float32 of the shape of `x`; NaN stays NaN.
     """
+    if fused and keras.backend.backend() == "tensorflow":
+        from compress.quantization import fused_operations  # imports TensorFlow
+
+        if learned:
+            return fused_operations.learned_fake_quantize(x, minimum, maximum, _damping(x), bits, symmetric)
+        return fused_operations.fake_quantize(x, minimum, maximum, bits, symmetric, masked)
     if learned:
         return _learned_fake_quantize(x, minimum, maximum, bits, symmetric)
-    if fused and keras.backend.backend() == "tensorflow":
-        return _fused_fake_quantize(x, minimum, maximum, bits, symmetric)
     scale, zero_point = activation_scale(minimum, maximum, bits, symmetric)
     lowest, highest = integer_limits(bits)
     steps = ops.clip(ops.round(x / scale), lowest - zero_point, highest - zero_point)
+    if not masked:
+        return _forward_as(steps * scale, x)
     inside = _is_inside(x, (lowest - zero_point) * scale, (highest - zero_point) * scale)
     return _forward_as(steps * scale, ops.where(inside, x, 0.0))
 
@@ -185,7 +195,7 @@ def fake_quantize_weight(
     scale = spread_scale(scale, kernel.shape, group_size, axis)
     if learned:
         return _lsq(kernel, scale, bits)
-    return _forward_as(_round_to_grid(kernel, scale, bits) * scale, kernel)
+    return _replace_forward(kernel, lambda x: _round_to_grid(x, scale, bits) * scale)
 
 
 def quantize_weight(
@@ -286,16 +296,26 @@ def _forward_as(value: Tensor, x: Tensor) -> Tensor:
     return ops.stop_gradient(value) + (x - ops.stop_gradient(x))
 
 
+def _replace_forward(x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return `compute(x)` with the gradient of `x`, in fewer operations than `_forward_as`."""
+    if _namespace(x) is np:
+        return compute(x)
+
+    @ops.custom_gradient
+    def forward(x: Tensor) -> tuple[Tensor, Any]:
+        return compute(x), lambda *args, upstream=None: args[-1] if upstream is None else upstream
+
+    return forward(x)
+
+
 def _is_inside(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return ops.logical_and(x >= low, x <= high)
 
 
-def _fused_fake_quantize(x: Tensor, minimum: Tensor, maximum: Tensor, bits: int, symmetric: bool) -> Tensor:
-    import tensorflow as tf
-
-    low, high = nudged_range(minimum, maximum, bits, True) if symmetric else _with_zero(minimum, maximum)
-    low, high = ops.stop_gradient(low), ops.stop_gradient(high)
-    return tf.quantization.fake_quant_with_min_max_vars(x, low, high, num_bits=bits)
+def _damping(x: Tensor) -> Tensor:
+    """Return what scales the gradients of a learned range: `1 / sqrt(features)`."""
+    features = ops.cast(ops.prod(ops.shape(x)[1:]), "float32") if len(x.shape) > 1 else ops.ones((), "float32")
+    return 1.0 / ops.sqrt(features)
 
 
 def _learned_fake_quantize(x: Tensor, minimum: Tensor, maximum: Tensor, bits: int, symmetric: bool) -> Tensor:
@@ -304,8 +324,7 @@ def _learned_fake_quantize(x: Tensor, minimum: Tensor, maximum: Tensor, bits: in
     lowest, highest = integer_limits(bits)
     low, high = (lowest - zero_point) * scale, (highest - zero_point) * scale
 
-    features = ops.cast(ops.prod(ops.shape(x)[1:]), "float32") if len(x.shape) > 1 else ops.ones((), "float32")
-    damping = 1.0 / ops.sqrt(features)
+    damping = _damping(x)
     low_end, high_end = _gradient_only(minimum * damping), _gradient_only(maximum * damping)
     if symmetric:
         from_low = minimum / float(lowest) >= maximum / float(highest)

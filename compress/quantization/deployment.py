@@ -6,8 +6,9 @@ TensorFlow that both converters understand, so the files get the scales that tra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import keras
@@ -19,6 +20,9 @@ from compress.models.graph import Graph, Node, new_input, rename_operation, repl
 from compress.quantization.layers import FakeQuant, QuantizedLayer
 from compress.quantization.rules import kind_of
 from compress.quantization.stored import Compute, StoredWeight
+
+Weights = Callable[[QuantizedLayer], list[StoredWeight]]
+"""Returns the weights of a layer as files are to hold them, computed once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +94,11 @@ def deploy_model(model: keras.Model) -> Deployment:
     """
     graph = trace_graph(model)
     compute = compute_of(model)
+    wrappers = {id(each): each for each in (node.operation for node in graph.nodes) if isinstance(each, QuantizedLayer)}
+    weights: Weights = cache(QuantizedLayer.stored_weights)
     with keras.saving.custom_object_scope(custom_objects_of(model)):
-        float_layers = {
-            id(node.operation): _float_layer(node.operation)
-            for node in graph.nodes
-            if isinstance(node.operation, QuantizedLayer)
-        }
-    for layer, _, values in snapped_biases(graph):
+        float_layers = {key: _float_layer(layer, weights(layer)) for key, layer in wrappers.items()}
+    for layer, _, values in _snapped_biases(graph, weights):
         float_layers[id(layer)].bias.assign(values)
     names = {node.operation.name for node in graph.nodes}
     quantizers = {id(node.operation): node.operation for node in graph.nodes if isinstance(node.operation, FakeQuant)}
@@ -108,7 +110,7 @@ def deploy_model(model: keras.Model) -> Deployment:
             return args[0] if layer.dynamic else marks[id(layer)](args[0])
         outputs = float_layers.get(id(layer), layer)(*args, **kwargs)
         if compute == "integer" and _is_table(layer):
-            step = _table_scale(layer)
+            step = _table_scale(weights(layer))
             return QuantizationMark(-128 * step, 127 * step, name=unique_name(f"{layer.name}_quantizer", names))(
                 outputs
             )
@@ -116,10 +118,8 @@ def deploy_model(model: keras.Model) -> Deployment:
 
     inputs = keras.tree.map_structure(new_input, graph.inputs)
     deployed = keras.Model(inputs, replay(graph, inputs, call), name=graph.name)
-    wrappers = {id(node.operation): node.operation for node in graph.nodes if id(node.operation) in float_layers}
-    weights = [each for layer in wrappers.values() for each in layer.stored_weights()]
-    steps = tuple(input_scale(graph, tensor) for tensor in keras.tree.flatten(graph.outputs))
-    return Deployment(deployed, weights, compute, steps)
+    steps = tuple(_scale_of(graph, tensor, weights) for tensor in keras.tree.flatten(graph.outputs))
+    return Deployment(deployed, [each for layer in wrappers.values() for each in weights(layer)], compute, steps)
 
 
 def snap_biases(model: keras.Model) -> keras.Model:
@@ -127,12 +127,12 @@ def snap_biases(model: keras.Model) -> keras.Model:
 
     Its answers are then those of the exported files, up to the rounding of ties. Training moves biases off again.
     """
-    for _, bias, values in snapped_biases(trace_graph(model)):
+    for _, bias, values in _snapped_biases(trace_graph(model), cache(QuantizedLayer.stored_weights)):
         bias.assign(values)
     return model
 
 
-def snapped_biases(graph: Graph) -> Iterator[tuple[QuantizedLayer, keras.Variable, np.ndarray]]:
+def _snapped_biases(graph: Graph, weights: Weights) -> Iterator[tuple[QuantizedLayer, keras.Variable, np.ndarray]]:
     """Yield `(layer, bias, its values as multiples of input scale times weight scale)`.
 
     A layer that is called on inputs of different scales has no one grid and is left out: its files hold a bias
@@ -145,8 +145,8 @@ def snapped_biases(graph: Graph) -> Iterator[tuple[QuantizedLayer, keras.Variabl
         bias = getattr(layer.layer, "bias", None)
         if bias is None or len(layer.formats) != 1 or kind_of(node) != "kernel":
             continue
-        scales = {input_scale(graph, call.inputs[0]) for call in graph.calls(layer)}
-        (weight,) = layer.stored_weights()
+        scales = {_scale_of(graph, call.inputs[0], weights) for call in graph.calls(layer)}
+        (weight,) = weights(layer)
         if len(scales) != 1 or None in scales or weight.scale is None:
             continue
         values = np.asarray(keras.ops.convert_to_numpy(bias), "float32")
@@ -156,7 +156,7 @@ def snapped_biases(graph: Graph) -> Iterator[tuple[QuantizedLayer, keras.Variabl
         yield layer, bias, np.round(values / step) * step
 
 
-def input_scale(graph: Graph, tensor: keras.KerasTensor) -> float | None:
+def _scale_of(graph: Graph, tensor: keras.KerasTensor, weights: Weights) -> float | None:
     """Return the scale of the integers that stand for `tensor`, or `None` where it is float."""
     node = graph.producer(tensor)
     if node is None:
@@ -164,15 +164,14 @@ def input_scale(graph: Graph, tensor: keras.KerasTensor) -> float | None:
     if isinstance(node.operation, FakeQuant):
         return None if node.operation.dynamic else node.operation.scale_and_zero_point()[0]
     if _is_table(node.operation):
-        return _table_scale(node.operation)
-    return input_scale(graph, node.inputs[0]) if kind_of(node) in ("same", "join") and node.inputs else None
+        return _table_scale(weights(node.operation))
+    return _scale_of(graph, node.inputs[0], weights) if kind_of(node) in ("same", "join") and node.inputs else None
 
 
-def _float_layer(wrapper: QuantizedLayer) -> keras.Layer:
+def _float_layer(wrapper: QuantizedLayer, weights: list[StoredWeight]) -> keras.Layer:
     """Return a copy of the layer inside `wrapper` whose weights are on their grids."""
     copy = rename_operation(wrapper.layer, wrapper.name)
-    values = {id(wrapper.weight_variable(name)): stored for name, stored in zip(
-        wrapper.formats, wrapper.stored_weights(), strict=True)}  # fmt: skip
+    values = {id(wrapper.weight_variable(name)): stored for name, stored in zip(wrapper.formats, weights, strict=True)}
     for source, target in zip(wrapper.layer.weights, copy.weights, strict=True):
         if id(source) in values:
             target.assign(values[id(source)].dequantize())
@@ -195,6 +194,6 @@ def _is_table(layer: keras.Operation) -> bool:
     return not weight.channel_axes and weight.dtype == "int"
 
 
-def _table_scale(layer: QuantizedLayer) -> float:
-    (weight,) = layer.stored_weights()
+def _table_scale(weights: list[StoredWeight]) -> float:
+    (weight,) = weights
     return float(weight.scale.reshape(()))

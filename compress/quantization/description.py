@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict
 
 from compress.errors import UsageError
 from compress.models.call_macs import count_call_macs
-from compress.models.graph import Graph, Node, is_of_keras, trace_graph
+from compress.models.graph import Graph, Node, trace_graph
 from compress.models.masks import SetMask
 from compress.quantization.deployment import compute_of, is_fake_quantized
 from compress.quantization.layers import FakeQuant, QuantizedLayer
 from compress.quantization.mixed_precision import count_scales, stored_bytes
-from compress.quantization.rules import kind_of
+from compress.quantization.rules import kind_of, why_float
 from compress.quantization.stored import Compute
 
 
@@ -189,7 +189,7 @@ class _Describer:
         if self._compute == "weights":
             return "the scheme quantizes weights alone" if wrapped else "the scheme computes in float"
         if kind == "float":
-            return _no_kernel(operation.layer if wrapped else operation)
+            return why_float(operation.layer if wrapped else operation)
         if self._compute == "dynamic":
             if wrapped and kind == "kernel" and _is_dynamic(self._graph.producer(node.inputs[0])):
                 return None
@@ -260,15 +260,6 @@ def _weight(layer: QuantizedLayer, name: str) -> QuantizedWeight:
         size_bytes=stored_bytes(shape, each),
         container_bytes=stored_bytes(shape, each, container=True),
     )
-
-
-def _no_kernel(operation: keras.Operation) -> str:
-    kind = type(operation).__name__
-    if not is_of_keras(type(operation)):
-        return f"{kind} is a class of its own, which is not known"
-    if isinstance(operation, keras.layers.Activation):
-        return f"the activation {getattr(operation.activation, '__name__', '?')} has no integer kernel"
-    return f"{kind} has no integer kernel"
 
 
 def _is_dynamic(node: Node | None) -> bool:

@@ -24,6 +24,7 @@ from compress.quantization.affine import (
     scale_outputs,
     with_activation,
 )
+from compress.quantization.channel_factors import Keeps, breaks_clusters
 from compress.quantization.channel_flow import ChannelTensor, follow, passes_positive, substitute
 
 Relu6 = Literal["keep", "replace"]
@@ -50,7 +51,14 @@ class Equalised:
     largest: float
 
 
-def equalise_graph(graph: Graph, *, relu6: Relu6 = "keep", sweeps: int = 100, tolerance: float = 1e-3) -> Equalised:
+def equalise_graph(
+    graph: Graph,
+    *,
+    relu6: Relu6 = "keep",
+    sweeps: int = 100,
+    tolerance: float = 1e-3,
+    keeps: Keeps | None = None,
+) -> Equalised:
     """Return `graph` with weights equalised between each pair of layers that only a ReLU or a linear call joins.
 
     Each factor is `sqrt(r1 * r2) / r2` for the largest weights r1 before and r2 behind a channel. Channels without
@@ -63,8 +71,9 @@ def equalise_graph(graph: Graph, *, relu6: Relu6 = "keep", sweeps: int = 100, to
             changes what the model computes where activations exceed 6.
         sweeps: the most times that all pairs are gone through; long chains take many.
         tolerance: enough when no factor of a sweep differs from 1 by more.
+        keeps: `keeps(kernel, output axes)` says whether a kernel must get no factors along its inputs.
     """
-    chain = _Chain(graph, replace=relu6 == "replace")
+    chain = _Chain(graph, relu6 == "replace", keeps or (lambda kernel, axes: False))
     done = chain.balance(sweeps, tolerance)
     pairs = tuple((pair.first.path, pair.second.path) for pair in chain.pairs)
     largest = max((float(np.exp(np.abs(np.log(pair.factor)).max())) for pair in chain.pairs), default=1.0)
@@ -87,8 +96,8 @@ class _Pair:
 class _Chain:
     """The pairs of a graph and the largest weights of their layers."""
 
-    def __init__(self, graph: Graph, replace: bool):
-        self._graph, self._replace = graph, replace
+    def __init__(self, graph: Graph, replace: bool, keeps: Keeps):
+        self._graph, self._replace, self._keeps = graph, replace, keeps
         self._rectifiers: dict[int, keras.Operation] = {}  # with ReLU, by the id of what has ReLU6
         self.replaced: list[str] = []
         self.pairs = [pair for node in graph.nodes if (pair := self._pair(node)) is not None]
@@ -154,7 +163,7 @@ class _Chain:
             return None
         second, tensor = end
         read = input_channels(second.operation, tensor.rank, tensor.axis, tensor.count)
-        if read is None:
+        if read is None or breaks_clusters(second.operation, read, self._keeps):
             return None
         for node in limited:
             self._rectifiers[id(node.operation)] = _without_limit(node)

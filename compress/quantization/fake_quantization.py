@@ -7,9 +7,11 @@ it can be trained, saved, and opened with `compress.load_model`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from compress.errors import UsageError
 from compress.models.expansion import expand
@@ -25,12 +27,13 @@ from compress.models.graph import (
 )
 from compress.models.patterns import matches, require_matches
 from compress.models.subclassed import make_functional
+from compress.quantization.clustered import ClusteredKernels, share_integers
 from compress.quantization.deployment import is_fake_quantized
 from compress.quantization.equalisation import equalise_graph
 from compress.quantization.folding import fold_graph
-from compress.quantization.layers import FakeQuant, QuantizedLayer, Ranges
+from compress.quantization.layers import FakeQuant, QuantizedLayer, Ranges, weight_names
 from compress.quantization.planning import QuantizerPlan, plan_activations
-from compress.quantization.rules import kind_of
+from compress.quantization.rules import kind_of, why_float
 from compress.quantization.schemes import Scheme, SchemeName, find_scheme
 from compress.quantization.weight_formats import weight_formats
 
@@ -71,22 +74,49 @@ def fake_quantize(
     chosen = find_scheme(scheme)
     if is_fake_quantized(model):
         raise UsageError(f"expected a float model. Received: model {model.name!r}, which is fake-quantized already")
-    graph = prepare_graph(model, equalised=equalised)
-    quantized = _Builder(graph, chosen, bits, include, exclude, granularity, group_size, ranges).build()
+    clustered = ClusteredKernels(model)
+    graph = prepare_graph(model, equalised=equalised, clustered=clustered)
+    quantized = _Builder(graph, clustered, chosen, bits, include, exclude, granularity, group_size, ranges).build()
+    if not is_fake_quantized(quantized):
+        raise _nothing_left(graph, scheme, _select(graph, include, exclude))
     return name_outputs_as(quantized, model)
 
 
-def prepare_graph(model: keras.Model, *, equalised: bool = False) -> Graph:
-    """Return the graph of an exact float copy of `model` whose tensors are those that runtimes quantize."""
+def prepare_graph(model: keras.Model, *, equalised: bool = False, clustered: ClusteredKernels | None = None) -> Graph:
+    """Return the graph of an exact float copy of `model` whose tensors are those that runtimes quantize.
+
+    Clustered kernels get no factors along their inputs.
+    """
     functional = model if is_functional(model) else make_functional(model)
-    graph = fold_graph(expand(copy_graph(functional))).graph
-    return equalise_graph(graph).graph if equalised else graph
+    keeps = (clustered or ClusteredKernels(model)).knows
+    graph = fold_graph(expand(copy_graph(functional)), keeps=keeps).graph
+    return equalise_graph(graph, keeps=keeps).graph if equalised else graph
+
+
+def _nothing_left(graph: Graph, scheme: SchemeName, chosen: set[int]) -> UsageError:
+    """Return the error that says of each layer why it is not quantized."""
+    found = {}
+    for node in graph.nodes:
+        if id(node.operation) not in chosen:
+            found[node.path] = "left out by include or exclude"
+        elif kind_of(node) == "float":
+            found[node.path] = why_float(node.operation)
+        elif kind_of(node) not in ("same", "join"):
+            found[node.path] = "has no weights"
+    listed = "; ".join(f"{path}: {reason}" for path, reason in list(found.items())[:10])
+    more = f"; and {len(found) - 10} more" if len(found) > 10 else ""
+    return UsageError(
+        f"expected a layer that {scheme} can quantize. Received: model {graph.name!r} "
+        f"({listed or 'no layer computes anything'}{more})",
+        "Choose other layers with include and exclude, or another scheme.",
+    )
 
 
 class _Builder:
     def __init__(
         self,
         graph: Graph,
+        clustered: ClusteredKernels,
         scheme: Scheme,
         bits: int | Mapping[str, int] | None,
         include: Sequence[str],
@@ -108,6 +138,7 @@ class _Builder:
             group_size=group_size,
             learned=ranges == "learned",
         )
+        self._shared = self._share_scales(clustered)
 
     def build(self) -> keras.Model:
         """Return the fake-quantized model."""
@@ -151,14 +182,47 @@ class _Builder:
 
     def _operations(self) -> dict[int, keras.Operation]:
         """Return what takes the place of an operation, by the operation's `id`: wrappers around layers with weights."""
-        return {
+        wrappers = {
             id(node.operation): QuantizedLayer(node.operation, self._formats[id(node.operation)], path=node.path)
             for node in self._graph.nodes
             if id(node.operation) in self._formats
         }
+        for (key, name), scale in self._shared.items():
+            share_integers(wrappers[key], name, scale)
+        return wrappers
+
+    def _share_scales(self, clustered: ClusteredKernels) -> dict[tuple[int, str], np.ndarray]:
+        """Return scales that are not derived from the weights, and note so in the formats of these."""
+        layers = {id(node.operation): node.operation for node in self._graph.nodes}
+        shared = {}
+        for key, formats in self._formats.items():
+            for name, form in formats.items():
+                kernel = np.asarray(keras.ops.convert_to_numpy(weight_names(layers[key])[name]), "float32")
+                scale = clustered.shared_scale(kernel, form)
+                if scale is not None:
+                    shared[key, name], formats[name] = scale, replace(form, scale="stored")
+        return shared
 
     def _dynamic(self, node: Node) -> FakeQuant:
-        return FakeQuant(dynamic=True, name=unique_name(f"{node.operation.name}_input_quantizer", self._names))
+        name = unique_name(f"{node.operation.name}_input_quantizer", self._names)
+        return FakeQuant(dynamic=True, shared_axes=_dynamic_axes(node), name=name)
+
+
+def _dynamic_axes(node: Node) -> tuple[int, ...]:
+    """Return the axes along which LiteRT's kernels share a range that they find at run time.
+
+    It is one for each row of what they compute as a matrix product, dense layers and convolutions of 1x1, and one for
+    each sample of other convolutions. ONNX Runtime has one for the whole batch: the same for a sample at a time, but
+    for matrix products with several rows in a sample.
+    """
+    layer, rank = node.operation, len(node.inputs[0].shape)
+    if isinstance(layer, keras.layers.Dense):
+        return (rank - 1,)
+    channels_last = getattr(layer, "data_format", "channels_last") == "channels_last"
+    is_product = isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D)) and channels_last
+    if is_product and layer.groups == 1 and {*layer.kernel_size, *layer.strides} == {1}:
+        return (rank - 1,)
+    return tuple(range(1, rank))
 
 
 def _select(graph: Graph, include: Sequence[str], exclude: Sequence[str]) -> set[int]:

@@ -23,6 +23,7 @@ from compress.quantization.affine import (
     scale_outputs,
     takes_offset,
 )
+from compress.quantization.channel_factors import Keeps, breaks_clusters
 from compress.quantization.channel_flow import ChannelTensor, follow, passes_affine, substitute
 
 
@@ -60,15 +61,16 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     return name_outputs_as(folded, model)
 
 
-def fold_graph(graph: Graph, *, replace: bool = True) -> Folded:
+def fold_graph(graph: Graph, *, replace: bool = True, keeps: Keeps | None = None) -> Folded:
     """Return `graph` with batch norm folded, and what became of each.
 
     Args:
         graph: the graph; neither it nor its layers are changed.
         replace: whether one that fits nowhere becomes a depthwise convolution, for inputs of rank 3 and 4 with
             channels last.
+        keeps: `keeps(kernel, output axes)` says whether a kernel must get no factors along its inputs.
     """
-    folder = _Folder(graph)
+    folder = _Folder(graph, keeps or (lambda kernel, axes: False))
     folder.fold()
     if replace:
         folder.replace()
@@ -76,8 +78,8 @@ def fold_graph(graph: Graph, *, replace: bool = True) -> Folded:
 
 
 class _Folder:
-    def __init__(self, graph: Graph):
-        self._graph = graph
+    def __init__(self, graph: Graph, keeps: Keeps):
+        self._graph, self._keeps = graph, keeps
         self._norms = [node for node in graph.nodes if type(node.operation) is keras.layers.BatchNormalization]
         self._layers: dict[int, keras.Operation] = {}  # new layer by the id of the old one
         self._into: dict[int, Node] = {}  # the call that took a batch norm in, by the id of the latter's call
@@ -183,6 +185,8 @@ class _Folder:
         layer = self._layer(node)
         channels = input_channels(layer, read.rank, read.axis, read.count)
         if channels is None or not (takes_offset(layer) or not offset.any()):
+            return False
+        if breaks_clusters(layer, channels, self._keeps):
             return False
         shift = offset if offset.any() else None
         self._layers[id(node.operation)] = scale_inputs(read.tensor.shape, layer, channels, scale, shift)

@@ -6,7 +6,8 @@ other (import this module first). Jacob et al. 2018, arXiv:1712.05877; learned s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from compress.errors import DataError, ModelError, UsageError
+from compress.models.walking import path_inside
 from compress.quantization.arithmetic import (
     activation_scale,
     fake_quantize_activation,
@@ -45,6 +47,7 @@ class FakeQuant(keras.layers.Layer):
             the first batch starts; `"frozen"`: as set; `"learned"`: trained (LSQ) once it is set.
         momentum: weight of the past in the moving average, at least 0 and less than 1.
         dynamic: the range is that of the tensor at hand; there are no variables.
+        shared_axes: axes along which numbers share a dynamic range; `None` means all, the batch included.
         fixed_range: `(minimum, maximum)` that never changes, as of a softmax; there are no variables.
         enabled: `False` makes the layer the identity.
 
@@ -59,6 +62,7 @@ class FakeQuant(keras.layers.Layer):
         ranges: Ranges = "moving",
         momentum: float = 0.9,
         dynamic: bool = False,
+        shared_axes: Sequence[int] | None = None,
         fixed_range: tuple[float, float] | None = None,
         enabled: bool = True,
         **kwargs: Any,
@@ -72,11 +76,14 @@ class FakeQuant(keras.layers.Layer):
             raise UsageError(f"expected momentum at least 0 and less than 1. Received: momentum={momentum!r}")
         if dynamic and fixed_range is not None:
             raise UsageError(f"expected dynamic or fixed_range, not both. Received: fixed_range={fixed_range}")
+        if shared_axes is not None and not dynamic:
+            raise UsageError(f"expected shared_axes with dynamic=True alone. Received: shared_axes={shared_axes}")
         self.bits = bits
         self.symmetric = bool(symmetric)
         self.ranges = ranges
         self.momentum = float(momentum)
         self.dynamic = bool(dynamic)
+        self.shared_axes = None if shared_axes is None else tuple(shared_axes)
         self.fixed_range = None if fixed_range is None else _require_range(*fixed_range)
         self.enabled = enabled
         self.supports_masking = True
@@ -152,33 +159,42 @@ class FakeQuant(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         names = ("bits", "symmetric", "ranges", "momentum", "dynamic", "enabled")
         config = {name: getattr(self, name) for name in names}
-        fixed_range = None if self.fixed_range is None else list(self.fixed_range)
-        return {**super().get_config(), **config, "fixed_range": fixed_range}
+        lists = {name: getattr(self, name) for name in ("fixed_range", "shared_axes")}
+        config |= {name: None if value is None else list(value) for name, value in lists.items()}
+        return {**super().get_config(), **config}
 
     def _quantize(self, value: Any, minimum: Any, maximum: Any, training: bool | None) -> Any:
         learned = self.ranges == "learned" and self._has_variables
         return fake_quantize_activation(
-            value, minimum, maximum, self.bits, self.symmetric, learned=learned, fused=bool(training) and not learned
+            value,
+            minimum,
+            maximum,
+            self.bits,
+            self.symmetric,
+            learned=learned,
+            fused=bool(training) and self.shared_axes is None,
+            masked=self._has_variables and self.ranges != "moving",
         )
 
     def _range_of(self, value: Any) -> tuple[Any, Any]:
         if self.fixed_range is not None:
             return self.fixed_range
         value = ops.stop_gradient(value)
-        return ops.min(value), ops.max(value)
+        options = {"axis": self.shared_axes, "keepdims": self.shared_axes is not None}
+        return ops.min(value, **options), ops.max(value, **options)
 
     def _observe(self, value: Any) -> tuple[Any, Any]:
         """Move the range towards that of `value` and return it; a batch with NaN or infinity is not counted."""
         value = ops.stop_gradient(value)
         low, high = ops.min(value), ops.max(value)
-        finite = ops.logical_and(ops.isfinite(low), ops.isfinite(high))
+        finite = ops.isfinite(high - low)
         seen = ops.convert_to_tensor(self.seen)
-        # At a first batch the past has no weight.
-        past = ops.where(seen > 0, self.momentum, 0.0)
+        # At a first batch the past, which is 0, has no weight.
+        share = ops.where(seen > 0, 1.0 - self.momentum, 1.0)
         moved = []
         for variable, batch in ((self.minimum, low), (self.maximum, high)):
             old = ops.convert_to_tensor(variable)
-            new = ops.where(finite, past * old + (1.0 - past) * batch, old)
+            new = ops.where(finite, old + share * (batch - old), old)
             variable.assign(new)
             moved.append(new)
         self.seen.assign(seen + ops.cast(finite, "int32"))
@@ -197,10 +213,11 @@ class FakeQuant(keras.layers.Layer):
 
 @dataclass
 class _Variables:
-    """The quantized weights of a layer, and the scales of some, by weight name."""
+    """The quantized weights of a layer, and the scales of some, by weight name; `held` are constants meanwhile."""
 
     weights: dict[str, keras.Variable]
     scales: dict[str, keras.Variable]
+    held: dict[str, np.ndarray]
 
 
 @keras.saving.register_keras_serializable(package="bmcompress")
@@ -240,7 +257,7 @@ class QuantizedLayer(keras.layers.Wrapper):
         }
         self.supports_masking = layer.supports_masking
         # Behind an attribute that Keras does not look into: it would save the variables inside a second time.
-        self._inside = _Variables(_select_weights(layer, self.formats), {})
+        self._inside = _Variables(_select_weights(layer, self.formats), {}, {})
         for name, each in self.formats.items():
             if each.has_variable:
                 self._inside.scales[name] = self._add_scale(name, each)
@@ -290,22 +307,22 @@ class QuantizedLayer(keras.layers.Wrapper):
         """
         return [self._stored(name) for name in self._inside.weights]
 
-    def snap_weights(self) -> None:
-        """Put the float variables on their grid; what the layer computes stays the same, also when done twice."""
-        for name, stored in zip(self._inside.weights, self.stored_weights(), strict=True):
-            self._inside.weights[name].assign(stored.dequantize())
-
-    def scale_variable(self, name: str) -> keras.Variable:
-        """Return the variable with the scales of a weight whose format is `"stored"` or `"learned"`.
+    def scales(self) -> dict[str, np.ndarray]:
+        """Return the scales that the integer weights have now, by weight name.
 
         Raises:
-            UsageError: there is none.
+            UsageError: a weight is NaN or infinite.
         """
-        if name not in self._inside.scales:
-            raise UsageError(
-                f"expected one of the weights {sorted(self._inside.scales)}. Received: {name!r} of {self.name!r}"
-            )
-        return self._inside.scales[name]
+        return {name: self._stored(name).scale for name, each in self.formats.items() if each.dtype == "int"}
+
+    @contextmanager
+    def hold_scales(self, scales: Mapping[str, np.ndarray]) -> Iterator[None]:
+        """Compute with constant scales, in a third of the operations; a function traced meanwhile keeps them."""
+        self._inside.held = dict(scales)
+        try:
+            yield
+        finally:
+            self._inside.held = {}
 
     def weight_variable(self, name: str) -> keras.Variable:
         """Return the float variable behind the weight `name` of `formats`."""
@@ -350,6 +367,10 @@ class QuantizedLayer(keras.layers.Wrapper):
         value = ops.cast(variable.value, "float32")
         if each.dtype != "int":
             value = round_to_float(value, each.dtype)
+        elif name in self._inside.held:
+            value = fake_quantize_weight(
+                value, each.channel_axes, each.bits, each.group_size, each.axis, scale=self._inside.held[name]
+            )
         else:
             value = fake_quantize_weight(
                 value,
@@ -364,7 +385,7 @@ class QuantizedLayer(keras.layers.Wrapper):
 
     def _stored(self, name: str) -> StoredWeight:
         each, array = self.formats[name], _to_float32(self._inside.weights[name])
-        path = f"{self.path_in_model}/{_path_inside(self._inside.weights[name], self.layer)}"
+        path = f"{self.path_in_model}/{path_inside(self._inside.weights[name], self.layer)}"
         if each.dtype != "int":
             values = round_to_float(array, each.dtype).astype("float16" if each.dtype == "float16" else "float32")
             return StoredWeight(path, self.name, values, None, 16, each.dtype)
@@ -394,12 +415,6 @@ def _select_weights(layer: keras.layers.Layer, formats: Mapping[str, WeightForma
         if name not in named or "float" not in keras.backend.standardize_dtype(named[name].dtype):
             raise UsageError(f"expected float weights among {list(named)}. Received: {name!r} of layer {layer.name!r}")
     return {name: named[name] for name in formats}
-
-
-def _path_inside(variable: keras.Variable, layer: keras.layers.Layer) -> str:
-    """Return the part of a variable's path after its layer, such as `"lstm_cell/kernel"`."""
-    _, found, after = f"/{variable.path}".rpartition(f"/{layer.name}/")
-    return after if found else variable.path
 
 
 def _require_range(minimum: float, maximum: float, name: str = "") -> tuple[float, float]:

@@ -19,6 +19,7 @@ from compress.models.walking import Skipped
 from compress.progress import track
 from compress.quantization.absorption import absorbing_weights, divide_outputs
 from compress.quantization.awq import awq_scales
+from compress.quantization.clustered import is_clustered
 from compress.quantization.hessian import Hessian
 from compress.quantization.layer_matrices import matrix_of
 from compress.quantization.layers import FakeQuant, QuantizedLayer
@@ -146,9 +147,12 @@ def _group(graph: Graph, readers: list[Node]) -> _Group | str:
         or len({f.group_size for f in formats}) > 1
     ):
         return "has scales of its own, is stored as floats, or has other groups than what reads the same tensor"
+    if any(is_clustered(node.operation, name) for node in readers for name in node.operation.formats):
+        return "is clustered: its clusters would be split"
     features = tensor.shape[-1]
     inner = getattr(producer.operation, "layer", producer.operation)
-    if not isinstance(inner, keras.layers.Layer) or not absorbing_weights(inner, features):
+    scales = {form.scale for form in getattr(producer.operation, "formats", {}).values()}
+    if not isinstance(inner, keras.layers.Layer) or not absorbing_weights(inner, features) or "stored" in scales:
         return f"follows {_path(producer)}, which cannot be divided exactly"
     return _Group(producer, readers, features)
 

@@ -52,13 +52,22 @@ def learn_roundings(
         UsageError: no layer can be rounded so, or an option is out of range.
         DataError: there are no samples, or values are not finite.
     """
-    graph, tasks, skipped = plan_rounding(model, "AdaRound", lambda layer: None)
+    graph, tasks, skipped = plan_adaround(model)
     batches = batches_for(graph, take_samples(data, samples, seed), batch_size)
     sweep = _Sweep(graph, tasks, {"steps": steps, "batch_size": batch_size, "seed": seed})
     rounded = sweep.run(batches)
     if sweep.has_new_formats:
         drop_functions(model)
     return rounded, skipped
+
+
+def plan_adaround(model: keras.Model) -> tuple[Graph, list[RoundingTask], list[Skipped]]:
+    """Return the graph of a fake-quantized model, the layers that AdaRound can round, and the others with the reason.
+
+    Raises:
+        UsageError: there is no layer that it can round.
+    """
+    return plan_rounding(model, "AdaRound", lambda layer: None)
 
 
 class _Sweep:

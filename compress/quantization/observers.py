@@ -210,7 +210,7 @@ def _least_squares(histogram: _Histogram, observed: Range, bits: int, symmetric:
     """Return the range with the least squared error: both ends shrink together, then each for itself."""
     used = np.flatnonzero(histogram.counts)
     values = ((used + 0.5) * (2 * histogram.limit / _BINS) - histogram.limit).astype("float32")
-    weights = histogram.counts[used] / histogram.counts.sum()
+    weights = (histogram.counts[used] / histogram.counts.sum()).astype("float32")
 
     def choose(lows: np.ndarray, highs: np.ndarray) -> Range:
         errors = _squared_errors(values, weights, lows, highs, bits, symmetric)
@@ -233,10 +233,14 @@ def _squared_errors(
     values: np.ndarray, weights: np.ndarray, lows: np.ndarray, highs: np.ndarray, bits: int, symmetric: bool
 ) -> np.ndarray:
     """Return the mean squared error of rounding `values` to the grid of each range."""
-    scale, zero_point = activation_scale(
-        lows[:, None].astype("float32"), highs[:, None].astype("float32"), bits, symmetric
-    )
-    lowest, highest = integer_limits(bits)
-    steps = np.clip(np.round(values / scale), lowest - zero_point, highest - zero_point)
     # Relative to the largest magnitude: squares of tiny or huge values would leave float32.
-    return np.square((steps * scale - values) / np.abs(values).max()) @ weights
+    largest = np.abs(values).max()
+    values, lows, highs = values / largest, (lows / largest).astype("float32"), (highs / largest).astype("float32")
+    scale, zero_point = activation_scale(lows[:, None], highs[:, None], bits, symmetric)
+    lowest, highest = integer_limits(bits)
+    errors = values * (1 / scale)  # one array in place: these few lines are most of a calibration's time
+    np.rint(errors, out=errors)
+    np.clip(errors, lowest - zero_point, highest - zero_point, out=errors)
+    errors *= scale
+    errors -= values
+    return np.square(errors, out=errors) @ weights

@@ -10,6 +10,7 @@ import keras
 from compress.errors import UsageError
 from compress.models.graph import Graph, Node, trace_graph
 from compress.models.walking import Skipped
+from compress.quantization.clustered import is_clustered
 from compress.quantization.layers import FakeQuant, QuantizedLayer
 from compress.quantization.weight_format import WeightFormat
 
@@ -114,4 +115,6 @@ def _reason(layer: QuantizedLayer, calls: list[Node]) -> Reason | None:
         return "is a table: its rows are its outputs"
     if next(iter(layer.formats.values())).dtype != "int":
         return "is stored as floats"
+    if is_clustered(layer, next(iter(layer.formats))):
+        return "is clustered: its clusters would be split"
     return "is called with more than one tensor" if inside else None

@@ -176,7 +176,8 @@ def _output_error(forward: Forward, kernel: np.ndarray, inputs: Any, targets: An
     for begin in range(0, samples, batch_size):
         indices = np.arange(begin, min(begin + batch_size, samples))
         outputs = forward(ops.convert_to_tensor(kernel), _take(inputs, indices))
-        total += len(indices) * float(_mean_squared_error(outputs, _take(targets, indices)))
+        error = _mean_squared_error(outputs, _take(targets, indices))
+        total += len(indices) * float(ops.convert_to_numpy(error))
     return total / samples
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import keras
 
-from compress.models.graph import Node
+from compress.models.graph import Node, is_of_keras
 from compress.models.masks import SetMask
 from compress.quantization.layers import FakeQuant, QuantizedLayer
 
@@ -91,7 +91,7 @@ def kind_of(node: Node) -> Kind:
         return "relu" if plain else "value"
     if isinstance(operation, keras.layers.UpSampling2D):
         return "same" if operation.interpolation == "nearest" else "average"
-    if not type(operation).__module__.startswith("keras."):
+    if not is_of_keras(type(operation)):
         return "float"  # somebody's class that happens to have the name of one of Keras
     return _RULES.get(node.kind, "float")
 
@@ -102,6 +102,16 @@ def fixed_range(node: Node) -> tuple[float, float] | None:
         return None
     is_activation = isinstance(node.operation, keras.layers.Activation)
     return FIXED_RANGES[_activation(node.operation) if is_activation else node.kind.lower()]
+
+
+def why_float(operation: keras.Operation) -> str:
+    """Return why `kind_of` a call of `operation` is float."""
+    kind = type(operation).__name__
+    if not is_of_keras(type(operation)):
+        return f"{kind} is a class of its own, which is not known"
+    if isinstance(operation, keras.layers.Activation):
+        return f"the activation {_activation(operation) or '?'} has no integer kernel"
+    return f"{kind} has no integer kernel"
 
 
 def _activation(layer: keras.layers.Activation) -> str:

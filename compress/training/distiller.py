@@ -54,6 +54,16 @@ def _for_comparison(logits: Any, form: str) -> Any:
     return keras.ops.stack([logits, keras.ops.zeros_like(logits)], axis=-1) if form == "sigmoid" else logits
 
 
+class TupleDistiller(keras.distillation.Distiller):
+    """A `Distiller` whose labels are a tuple, as its losses are: PyTorch makes lists of a stream's tuples."""
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """Return the loss; arguments as of `Distiller`."""
+        return super().compute_loss(x, tuple(y), y_pred, sample_weight, training)
+
+
 class TeacherLogits(keras.Model):
     """Gives the teacher's logits that came with the batch, or calls the teacher where none did."""
 
@@ -89,6 +99,13 @@ class StudentLogits(keras.Model):
             _for_comparison(_to_logits(values, head), form)
             for values, (head, form) in zip(outputs, self._heads, strict=True)
         )
+
+
+def student_of(model: keras.Model) -> keras.Model:
+    """Return the model whose layers are trained, as its owner knows it: a distiller's student, or `model` itself."""
+    if not isinstance(model, keras.distillation.Distiller):
+        return model
+    return model.student.student if isinstance(model.student, StudentLogits) else model.student
 
 
 def _unpack(x: Any) -> Any:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from compress.data.split import Split, flatten_arrays, map_arrays
+from compress.data.split import Split
 from compress.errors import BmcompressError, DataError, PassError
-from compress.models.fit_check import check_inputs
 from compress.models.task import Task
 from compress.models.walking import find_all_layers, find_layers
 from compress.progress import track
+from compress.training.batch_norm import reestimate_batch_norm
 
 if TYPE_CHECKING:
     from compress.training.options import Training
@@ -219,51 +219,11 @@ class _Guard(keras.callbacks.Callback):
 
 
 def settle_batch_norm(model: keras.Model, split: Split, total_steps: int) -> None:
-    """Recalibrate batch normalisation after a training too short for the moving averages to have settled.
+    """Re-estimate the statistics of batch normalisation after a training too short for them to have settled.
 
     Ten times the window of the slowest average counts as long enough: 1000 steps at Keras' momentum of 0.99.
     """
-    momenta = [layer.momentum for layer in _batch_norms(model)]
-    if momenta and total_steps * (1 - max(momenta)) < _SETTLED_WINDOWS:
-        recalibrate_batch_norm(model, split)
-
-
-def recalibrate_batch_norm(model: keras.Model, split: Split, samples: int = 2048, batch_size: int = 128) -> int:
-    """Set the moving statistics of batch normalisation to their averages over `split`; return how many
-    layers.
-
-    The moving averages of a short training lag behind the weights. Each layer's momentum is lent the value
-    that makes its average cumulative, then given back.
-
-    Args:
-        model: changed in place; frozen layers are left alone.
-        split: inputs `(samples, ...)`.
-        samples: how many to use: drawn at random with a fixed seed, or the first of a stream.
-        batch_size: samples per forward pass; a smaller last batch is dropped.
-    """
-    norms = _batch_norms(model)
-    if not norms:
-        return 0
-    momenta = [layer.momentum for layer in norms]
-    if split.in_memory:
-        chosen = np.random.default_rng(0).permutation(len(split))[:samples]
-        x = map_arrays(lambda array: array[chosen], split.x)
-    else:
-        x, _ = split.head(samples)
-    x, _ = check_inputs(model, x, split.name)
-    try:
-        for index, (batch, _) in enumerate(Split(split.name, x=x).batches(batch_size)):
-            if index > 0 and len(flatten_arrays(batch)[0]) < batch_size:
-                break
-            for layer in norms:
-                layer.momentum = index / (index + 1)
-            model(keras.tree.map_structure(keras.ops.convert_to_tensor, batch), training=True)
-    finally:
-        for layer, momentum in zip(norms, momenta, strict=True):
-            layer.momentum = momentum
-    return len(norms)
-
-
-def _batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     layers = [layer for _, layer in find_layers(model)]
-    return [each for each in layers if isinstance(each, keras.layers.BatchNormalization) and each.trainable]
+    momenta = [each.momentum for each in layers if isinstance(each, keras.layers.BatchNormalization) and each.trainable]
+    if momenta and total_steps * (1 - max(momenta)) < _SETTLED_WINDOWS:
+        reestimate_batch_norm(model, split)

@@ -42,6 +42,12 @@ def _saved(model, folder):
     return saved, [info.name for info in signature.inputs], places
 
 
+def _onnx(saved, inputs, places, folder):
+    path = folder / "m.onnx"
+    to_onnx(str(saved.folder), saved.endpoints[0], inputs, saved.outputs, places, path, opset=17)
+    return path.read_bytes()
+
+
 def _model(layer):
     block = keras.Sequential([keras.Input((4, 4)), L.Dense(4, name="dense"), layer], name="block")
     inputs = keras.Input((4, 4), name="x")
@@ -58,7 +64,7 @@ def test_an_operation_without_equivalent_is_named_with_its_layer(tmp_path, layer
     with pytest.raises(ExportError, match=f"TFLite has no.*{operator} in layer 'block/{layer.name}'"):
         to_tflite(str(saved.folder), saved.endpoints, inputs, saved.outputs, places)
     with pytest.raises(ExportError, match=f"ONNX has no.*{operator} in layer 'block/{layer.name}'"):
-        to_onnx(str(saved.folder), saved.endpoints[0], inputs, saved.outputs, places, opset=17)
+        to_onnx(str(saved.folder), saved.endpoints[0], inputs, saved.outputs, places, tmp_path / "m.onnx", opset=17)
 
 
 def test_formats_differ_in_what_they_have(tmp_path):
@@ -67,7 +73,7 @@ def test_formats_differ_in_what_they_have(tmp_path):
     assert content[4:8] == b"TFL3"
     assert batch is None
     with pytest.raises(ExportError, match="Lgamma in layer 'block/wavelet'"):
-        to_onnx(str(saved.folder), saved.endpoints[0], inputs, saved.outputs, places, opset=17)
+        to_onnx(str(saved.folder), saved.endpoints[0], inputs, saved.outputs, places, tmp_path / "m.onnx", opset=17)
 
 
 def test_places():
@@ -86,7 +92,9 @@ def test_a_model_that_must_know_its_batch_size_is_traced_for_one_sample(tmp_path
     inputs = keras.Input(batch_shape=(1, 3), name="x")
     saved, names, places = _saved(keras.Model(inputs, Fixed(name="fixed")(inputs), name="model"), tmp_path / "saved")
     assert saved.endpoints == [("serve_single", 1)]
-    assert to_onnx(str(saved.folder), saved.endpoints[0], names, saved.outputs, places, opset=17)[1] == 1
+    assert (
+        to_onnx(str(saved.folder), saved.endpoints[0], names, saved.outputs, places, tmp_path / "m.onnx", opset=17) == 1
+    )
 
 
 class Constant(L.Layer):
@@ -103,7 +111,7 @@ class Constant(L.Layer):
 def test_captured_tensors_become_constants_of_the_onnx_file(tmp_path):
     inputs = keras.Input((300,), name="x")
     saved, names, places = _saved(keras.Model(inputs, Constant(name="c")(inputs), name="model"), tmp_path / "saved")
-    content, _ = to_onnx(str(saved.folder), saved.endpoints[0], names, saved.outputs, places, opset=17)
+    content = _onnx(saved, names, places, tmp_path)
     session = onnxruntime.InferenceSession(content)
     assert [value.name for value in session.get_inputs()] == ["x"]
     np.testing.assert_array_equal(session.run(None, {"x": np.ones((1, 300), "float32")})[0][0], np.arange(300) + 1)
@@ -128,7 +136,7 @@ def test_onnx_bytes_depend_on_nothing_but_the_model(tmp_path, make):
     files, kept = [], []
     for i in range(3):  # tf2onnx counts names up within a process, and orders nodes by where memory is free
         kept.append([object() for _ in range(1237 * i)])
-        files.append(to_onnx(str(saved.folder), saved.endpoints[0], names, saved.outputs, places, opset=17)[0])
+        files.append(_onnx(saved, names, places, tmp_path))
     assert files[0] == files[1] == files[2]
     x = np.random.default_rng(0).standard_normal((3, *model.inputs[0].shape[1:]), dtype="float32")
     outputs = onnxruntime.InferenceSession(files[0]).run(None, {"x": x})
@@ -138,10 +146,24 @@ def test_onnx_bytes_depend_on_nothing_but_the_model(tmp_path, make):
 
 def test_nodes_with_weights_are_named_after_their_layer(tmp_path):
     saved, names, places = _saved(_twins(), tmp_path / "saved")
-    content, _ = to_onnx(str(saved.folder), saved.endpoints[0], names, saved.outputs, places, opset=17)
+    content = _onnx(saved, names, places, tmp_path)
     graph = onnx.load_from_string(content).graph
     assert [node.name for node in graph.node if node.op_type == "MatMul"] == [
         "shared/MatMul",
         "shared/MatMul_1",
     ]
     assert [tensor.name for tensor in graph.initializer] == ["shared/MatMul/input_1"]
+
+
+def test_a_saved_model_holds_each_variable_once(tmp_path):
+    saved, _, _ = _saved(_gru(), tmp_path / "saved")
+    stored = [shape for _, shape in tf.train.list_variables(str(saved.folder / "variables" / "variables")) if shape]
+    assert len(stored) == 8  # two directions of a GRU, of 3 variables each, and a dense layer
+
+
+def test_a_model_that_reads_a_table_is_written(tmp_path):
+    inputs = keras.Input((2,), dtype="int64", name="x")
+    model = keras.Model(inputs, L.IntegerLookup(vocabulary=[7, 9], name="lookup")(inputs), name="model")
+    saved, _, _ = _saved(model, tmp_path / "saved")
+    found = tf.saved_model.load(str(saved.folder)).signatures["serve"](tf.constant([[9, 3]], "int64"))
+    np.testing.assert_array_equal(next(iter(found.values())), [[2, 0]])

@@ -11,6 +11,7 @@ from tflite_nets import (
     attention,
     convolutional,
     marker,
+    output_grids,
     outputs,
     places,
     quantize,
@@ -21,7 +22,7 @@ from tflite_nets import (
     to_float_file,
 )
 
-from compress.deploy.tflite_flatbuffer import Op, TfliteFile, Type, read_output_grids
+from compress.deploy.tflite_flatbuffer import Op, TfliteFile, Type
 from compress.deploy.tflite_quantized import float_operators, quantize_file
 from compress.errors import ExportError
 
@@ -70,7 +71,7 @@ def test_the_file_agrees_with_keras_in_output_steps(made, tmp_path, name, bits):
     model, weights, source = made(name, bits)
     content, notes = quantize_file(source, weights, compute="integer")
     x = samples(model)
-    steps = [grid[0] for grid in read_output_grids(content)]
+    steps = [grid[0] for grid in output_grids(content)]
     for expected, received, step in zip(outputs(model, x), run(content, tmp_path, x), steps, strict=True):
         difference = np.abs(expected - received) / step
         assert difference.mean() < (0.5 if bits == 8 else 1)
@@ -167,7 +168,7 @@ def test_integer_inputs_and_outputs(made, tmp_path, kind):
     assert not [tensor for tensor in _tensors(content) if tensor.type == Type.FLOAT32]
     for one, other in zip(expected, run(content, tmp_path, x), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert [round(scale, 7) for scale, _ in read_output_grids(content)] == [0.0156863, 0.0039062]
+    assert [round(scale, 7) for scale, _ in output_grids(content)] == [0.0156863, 0.0039062]
 
 
 def test_a_bias_beside_dead_weights_does_not_overflow(tmp_path):
@@ -242,7 +243,7 @@ def test_operators_compute_on_integers(tmp_path, bits):
     content, _ = quantize_file(to_float_file(model), [], compute="integer")
     assert {operator for operator, _ in float_operators(content, places(model))} == FLOAT[bits]
     arrays = samples(model, 20)
-    steps = [scale for scale, _ in read_output_grids(content)]
+    steps = [scale for scale, _ in output_grids(content)]
     received = run(content, tmp_path, arrays)
     for name, expected, found, step in zip(results, _by_name(model, arrays), received, steps, strict=True):
         difference = np.abs(expected - found) / step

@@ -3,10 +3,22 @@
 import keras
 import numpy as np
 import pytest
-from tflite_nets import L, convolutional, outputs, places, quantize, recurrent, run, samples, several, to_float_file
+from tflite_nets import (
+    L,
+    convolutional,
+    output_grids,
+    outputs,
+    places,
+    quantize,
+    recurrent,
+    run,
+    samples,
+    several,
+    to_float_file,
+)
 
 from compress.deploy.litert import LiteRtRuntime
-from compress.deploy.tflite_flatbuffer import Op, TfliteFile, Type, read_output_grids
+from compress.deploy.tflite_flatbuffer import Op, TfliteFile, Type
 from compress.deploy.tflite_quantized import float_operators, quantize_file
 from compress.errors import ExportError
 from compress.quantization.stored import StoredWeight
@@ -238,7 +250,7 @@ def test_float_operators_are_named_with_their_layer(made):
     assert ("FULLY_CONNECTED", "shared") in found
     assert ("LOGISTIC", "sigmoid") in found
     assert ("CONCATENATION", "join") in found
-    assert read_output_grids(source) == [None, None]
+    assert output_grids(source) == [None, None]
 
 
 def test_the_runtime_takes_and_returns_real_values(tmp_path):
@@ -253,7 +265,7 @@ def test_the_runtime_takes_and_returns_real_values(tmp_path):
     assert {info.dtype for info in runtime.outputs} == {"int8"}
     x = samples(model)
     received = runtime.run(x)
-    for expected, values, (scale, _) in zip(outputs(model, x), received, read_output_grids(content), strict=True):
+    for expected, values, (scale, _) in zip(outputs(model, x), received, output_grids(content), strict=True):
         assert values.dtype == "float32"
         assert np.abs(values - expected).mean() < 0.3 * scale
     steps = np.clip(np.rint(x[0] / np.float32(4 / 255)), -128, 127).astype("int8")  # the zero point is 0

@@ -14,6 +14,7 @@ from compress.deploy.conversion import Places
 from compress.deploy.litert import LiteRtRuntime
 from compress.deploy.signature import read_signature
 from compress.deploy.tflite_conversion import to_tflite
+from compress.deploy.tflite_flatbuffer import INTEGER_TYPES, Op, TfliteFile, Type, read_grid
 from compress.deploy.tracing import write_saved_model
 from compress.quantization.stored import StoredWeight
 
@@ -98,6 +99,15 @@ def run(content, folder, arrays):
     path = Path(folder) / "m.tflite"
     path.write_bytes(content)
     return LiteRtRuntime(path, threads=1).run(arrays)
+
+
+def output_grids(content):
+    """Return `(scale, zero_point)` of the integers that each output is or is made of, `None` where it is in float."""
+    file = TfliteFile(content)
+    graph, codes = file.graphs[0], [*INTEGER_TYPES, Type.UINT8]
+    back = {int(op.outputs[0]): int(op.inputs[0]) for op in graph.operators if file.code(op) == Op.DEQUANTIZE}
+    tensors = [graph.tensors[back.get(int(index), int(index))] for index in graph.outputs]
+    return [read_grid(tensor) if tensor.type in codes else None for tensor in tensors]
 
 
 def samples(model, count=100, seed=0):

@@ -15,6 +15,7 @@ def result(quality=None, ratio=None, control=(0.99, 1.01), file_bytes=1000):
     size = FileSize(
         file_bytes=file_bytes,
         gzip_bytes=800,
+        zstd_bytes=750,
         parameters=200,
         nonzero_parameters=100,
         kernel_weights=180,
@@ -63,6 +64,7 @@ def test_bytes_are_exact():
         ("nonzero", "pass"),
     ]
     assert verdicts({"file": 999}, result()) == [("file", "fail")]
+    assert verdicts({"zstd": 750}, result()) + verdicts({"zstd": 749}, result()) == [("zstd", "pass"), ("zstd", "fail")]
 
 
 @pytest.mark.parametrize(

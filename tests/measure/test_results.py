@@ -23,6 +23,7 @@ def _size(**parts):
     base = {
         "file_bytes": 61440,
         "gzip_bytes": 1234,
+        "zstd_bytes": 1111,
         "nonzero_kernel_weights": 3,
         "sparsity": 0.4,
         "macs_partial": False,
@@ -152,14 +153,16 @@ def test_rows():
         "change": "-0.84 pp",
         "agreement": "96.40 %",
         "bytes": "61,440",
-        "gzip": "1,234",
+        "gzip -6": "1,234",
+        "zstd -19": "1,111",
         "non-zero weights": "3",
+        "distinct": "5",
         "p50 ms": "1.93",
         "ratio": "0.312 (0.308 to 0.313)",
         "against": "base.onnx",
         "A/A": "0.997 to 1.004",
     }
-    assert rows[1] == ["b.onnx", "-", "-", "-", "61,440", "1,234", "3", "-", "-", "-", "-"]
+    assert rows[1] == ["b.onnx", "-", "-", "-", "61,440", "1,234", "1,111", "3", "5", "-", "-", "-", "-"]
 
 
 def test_rows_of_several_settings_and_of_errors():

@@ -8,11 +8,13 @@ import hashlib
 import numpy as np
 import onnx
 import pytest
+import zstandard
 from ai_edge_litert.schema_py_generated import TensorType
 from onnx import helper
 
 from compress.errors import ModelError
 from compress.measure import tflite_contents
+from compress.measure.keras_contents import read_keras
 from compress.measure.onnx_contents import read_onnx
 from compress.measure.size import measure_size, read_size
 from compress.measure.tflite_contents import read_tflite
@@ -37,6 +39,11 @@ def test_onnx_file_in_a_child_process(make_dense_onnx):
     assert sha256 == hashlib.sha256(content).hexdigest()
     assert size.file_bytes == len(content)
     assert size.gzip_bytes == len(gzip.compress(content, 6, mtime=0))
+    assert size.zstd_bytes == len(zstandard.ZstdCompressor(19).compress(content))
+    assert [(k.name, k.shape, k.zeros, k.distinct, k.distinct_in_channel) for k in size.kernels] == [
+        ("kernel_0", (4, 3), 4, 4, 3),
+        ("kernel_1", (3, 2), 0, 1, 1),
+    ]
     assert (size.parameters, size.nonzero_parameters) == (18, 14)
     assert (size.kernel_weights, size.nonzero_kernel_weights) == (18, 14)
     assert size.sparsity == pytest.approx(4 / 18)
@@ -92,6 +99,44 @@ def test_onnx_quantized_zeros_are_zero_points(make_onnx):
     assert contents.macs == 6
 
 
+@pytest.mark.parametrize("stored", [np.int8([[0, 7], [2, 0], [1, 9]]), np.uint8([[0, 7], [2, 0], [1, 9]])])
+def test_onnx_scales_that_integers_are_multiplied_by_are_no_weights(make_onnx, stored):
+    nodes = [
+        helper.make_node("Cast", ["kernel"], ["k"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Gather", ["scale", "block_of"], ["s"], axis=0),
+        helper.make_node("Mul", ["k", "s"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Mul", ["h", "gain"], ["y"]),
+    ]
+    constants = {
+        "kernel": stored,
+        "scale": np.float32([[0.1, 0.2], [0.3, 0.4]]),
+        "block_of": np.int32([0, 0, 1]),
+        "gain": np.float32([1, 2]),
+    }
+    contents = read_onnx(make_onnx("net", nodes, {"x": ["n", 3]}, {"y": ["n", 2]}, constants))
+    assert _counts(contents) == (8, 6, 6, 4)
+
+
+def test_onnx_scales_of_products_with_grids_made_at_run_time_are_no_weights(make_onnx):
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "step", "point"]),
+        helper.make_node("MatMulInteger", ["q", "kernel", "point", "zero"], ["sum"]),
+        helper.make_node("Cast", ["sum"], ["floats"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["step", "scale"], ["steps"]),
+        helper.make_node("Mul", ["floats", "steps"], ["h"]),
+        helper.make_node("Add", ["h", "bias"], ["y"]),
+    ]
+    constants = {
+        "kernel": np.uint8([[128, 7], [130, 0], [128, 9]]),
+        "zero": np.uint8(128),
+        "scale": np.float32([0.1, 0.2]),
+        "bias": np.float32([1, 2]),
+    }
+    contents = read_onnx(make_onnx("net", nodes, {"x": ["n", 3]}, {"y": ["n", 2]}, constants))
+    assert _counts(contents) == (8, 6, 6, 4)
+
+
 def test_onnx_work_that_is_not_counted_is_named(make_onnx):
     nodes = [helper.make_node("Einsum", ["x", "kernel"], ["y"], equation="ni,io->no")]
     contents = read_onnx(make_onnx("net", nodes, {"x": ["n", 4]}, {"y": ["n", 3]}, {"kernel": KERNEL}))
@@ -118,6 +163,35 @@ def test_tflite_quantized_zeros_are_zero_points(make_dense_tflite, kind):
     contents = read_tflite(make_dense_tflite("net", stored, kind, scales=(0.1, 0.2), zeros=(3, 0)))
     assert _counts(contents) == (6, 3, 6, 3)
     assert contents.weights.distinct == 5
+
+
+def test_channels_are_found_in_each_layout(make_dense_tflite, make_onnx):
+    kernel = np.float32([[1, 2, 3, 0], [1, 1, 1, 1]])  # of two outputs
+    (count,) = read_tflite(make_dense_tflite("net", kernel)).weights.kernels
+    assert (count.name, count.shape, count.zeros, count.distinct, count.distinct_in_channel) == (
+        "kernel",
+        (2, 4),
+        1,
+        4,
+        4,
+    )
+    for name, values, node in (
+        ("across", kernel.T, helper.make_node("Gemm", ["x", "k"], ["y"])),
+        ("along", kernel, helper.make_node("Gemm", ["x", "k"], ["y"], transB=1)),
+    ):
+        (count,) = read_onnx(make_onnx(name, [node], {"x": ["n", 4]}, {"y": ["n", 2]}, {"k": values})).weights.kernels
+        assert (count.distinct, count.distinct_in_channel) == (4, 4), name
+    (count,) = read_tflite(make_dense_tflite("net", kernel.T)).weights.kernels
+    assert (count.distinct, count.distinct_in_channel) == (4, 2)
+
+
+def test_keras_file_counts_each_kernel(tmp_path):
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="head")])
+    model.layers[0].kernel.assign(KERNEL)
+    model.save(tmp_path / "net.keras")
+    (count,) = read_keras(tmp_path / "net.keras").weights.kernels
+    assert (count.name, count.zeros, count.distinct, count.distinct_in_channel) == ("head/kernel", 4, 4, 3)
 
 
 def test_tflite_integers_without_scale_are_no_weights(make_dense_tflite):

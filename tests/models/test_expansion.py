@@ -230,7 +230,7 @@ def test_a_transformer_of_custom_layers_is_opened(tmp_path) -> None:
     }.items():
         assert kinds[path] == kind, path
     names = {node.path: node.operation.name for node in expansion.graph.nodes}
-    assert names["block/mha/query"] == "block.mha.query"
+    assert names["block/mha/query"] == "block-mha-query"
     # The shared block has one set of weights.
     assert len({id(node.operation) for node in expansion.graph.nodes if node.path == "block/mha/key"}) == 1
     # Names do not depend on how many models there were before.
@@ -444,6 +444,18 @@ def test_hard_activations_are_split_only_where_runtimes_need_it(tmp_path) -> Non
     assert kinds["gate/hard_sigmoid/multiply"] == "Multiply"
     assert kinds["swish"] == "Activation"
     assert list(kinds.values()).count("Relu6") == 2
+
+
+def test_rescaling_by_one_number_is_a_product_and_a_sum(tmp_path) -> None:
+    x = layers.Rescaling(1 / 127.5, offset=-1, name="centre")(start := keras.Input((4,)))
+    x = layers.Rescaling(3.0, name="widen")(layers.Rescaling([1.0, 2.0, 3.0, 4.0], offset=0.5, name="each")(x))
+    kinds = _kinds(_check(keras.Model(start, x), tmp_path))
+    assert kinds == {
+        "centre/multiply": "Multiply",
+        "centre/add": "Add",
+        "each": "Rescaling",
+        "widen/multiply": "Multiply",
+    }
 
 
 def test_attention_to_nothing_among_tensors_of_unknown_length_stays() -> None:

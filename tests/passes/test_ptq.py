@@ -88,6 +88,17 @@ def test_combinations_that_cannot_be(options, message):
         PostTrainingQuantization(**options)
 
 
+def test_layers_that_a_method_leaves_out_are_noted(trained):
+    model, x = trained
+    item = PostTrainingQuantization(rounding="gptq", samples=16)
+    (note,) = item.notes(item(model, (x, None)))
+    assert note == (
+        "GPTQ left layers as rounding to nearest makes them: "
+        "depthwise is no matrix product that GPTQ knows: DepthwiseConv2D"
+    )
+    assert PostTrainingQuantization().notes(model) == []
+
+
 def test_options_without_a_layer_to_change_are_said_before_calibration():
     x = keras.Input((8, 8, 3))
     model = keras.Model(x, layers.DepthwiseConv2D(3, name="depthwise")(x))

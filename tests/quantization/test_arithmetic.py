@@ -118,9 +118,42 @@ def test_activation_gradient_is_that_of_the_clipped_identity(fused):
     assert of_high is None or of_high == 0
 
 
-def test_learned_range_has_lsq_gradients():
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradient_without_mask_is_one_everywhere(fused):
+    function = lambda x: fake_quantize_activation(x, -1.0, 14.0, 4, fused=fused, masked=False)  # noqa: E731
+    (of_x,) = gradients(function, [-9.0, 0.3, 99.0])
+    np.testing.assert_array_equal(of_x, [1, 1, 1])
+    np.testing.assert_array_equal(function(ops.convert_to_tensor([-9.0, 0.3, 99.0])), [-1, 0, 14])
+
+
+@pytest.mark.parametrize(("minimum", "maximum", "bits", "symmetric"), RANGES)
+@pytest.mark.parametrize("jit", [False, True])
+def test_fused_learned_range_has_the_same_gradients(minimum, maximum, bits, symmetric, jit):
+    x = np.random.default_rng(0).normal(0, 1.5, (8, 50)).astype("float32")
+    upstream = np.random.default_rng(1).normal(size=x.shape).astype("float32")
+
+    def function(fused):
+        return lambda x, low, high: (
+            upstream * fake_quantize_activation(x, low, high, bits, symmetric, learned=True, fused=fused)
+        )
+
+    def of(*values):
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            total = tf.reduce_sum(function(True)(*values))
+        return tape.gradient(total, values)
+
+    plain = gradients(function(False), x, minimum, maximum)
+    fused = tf.function(of, jit_compile=jit)(*(tf.constant(each, tf.float32) for each in (x, minimum, maximum)))
+    assert np.mean(np.abs(plain[0] - fused[0]) > 1e-5) < 0.01  # ends of the range may fall on either side
+    for of_end, expected in zip(fused[1:], plain[1:], strict=True):
+        np.testing.assert_allclose(of_end, expected, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_learned_range_has_lsq_gradients(fused):
     # Range [0, 15] of 4 bits: steps of 1. d/d scale is round(v) - v inside, and the end itself beyond it.
-    function = lambda x, low, high: fake_quantize_activation(x, low, high, bits=4, learned=True)  # noqa: E731
+    function = lambda x, low, high: fake_quantize_activation(x, low, high, 4, learned=True, fused=fused)  # noqa: E731
     x = np.array([[3.25, 7.5, 20.0, -2.0]], "float32")
     of_x, of_low, of_high = gradients(function, x, 0.0, 15.0)
     np.testing.assert_array_equal(of_x, [[1, 1, 0, 0]])
@@ -132,8 +165,9 @@ def test_learned_range_has_lsq_gradients():
     np.testing.assert_array_equal(ops.convert_to_numpy(y), [[3, 8, 15, 0]])
 
 
-def test_learned_symmetric_range_moves_the_end_that_counts():
-    function = lambda x, low, high: fake_quantize_activation(x, low, high, 4, True, learned=True)  # noqa: E731
+@pytest.mark.parametrize("fused", [False, True])
+def test_learned_symmetric_range_moves_the_end_that_counts(fused):
+    function = lambda x, low, high: fake_quantize_activation(x, low, high, 4, True, True, fused)  # noqa: E731
     _, of_low, of_high = gradients(function, [[3.25, 20.0]], -4.0, 7.0)  # steps of 1, up to 7
     np.testing.assert_allclose(of_high, (-0.25 / 7 + 1) / np.sqrt(2), rtol=1e-6)
     assert of_low == 0
@@ -190,6 +224,13 @@ def test_weight_gradient_passes_unchanged():
         lambda k: 3 * fake_quantize_weight(k, (1,), 3), np.random.default_rng(0).normal(size=(4, 3))
     )
     np.testing.assert_array_equal(gradient, np.full((4, 3), 3.0))
+
+
+def test_weight_with_known_scales_is_the_same():
+    kernel = np.random.default_rng(0).normal(size=(17, 9)).astype("float32")
+    snapped = ops.convert_to_numpy(fake_quantize_weight(ops.convert_to_tensor(kernel), (1,), 4))
+    scale = weight_scale(kernel, (1,), 4)
+    np.testing.assert_array_equal(fake_quantize_weight(ops.convert_to_tensor(kernel), (1,), 4, scale=scale), snapped)
 
 
 def test_learned_weight_scale_has_lsq_gradients():

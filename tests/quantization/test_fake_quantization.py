@@ -60,7 +60,7 @@ def test_quantizers_stand_where_integer_kernels_read_and_write(quantized):
     shared = next(behind for behind in found.values() if "add" in behind)
     assert shared == ["depthwise", "add"]
     assert "join_quantizer" not in found
-    assert found["kind"] == ["kind.softmax"]
+    assert found["kind"] == ["kind-softmax"]
 
 
 def test_names_of_outputs_and_the_float_model_stay(net, quantized):
@@ -111,6 +111,19 @@ def test_schemes(net, scheme, compute, quantizers):
     assert any(isinstance(layer, FakeQuant) for layer in model.layers) == quantizers
 
 
+def test_dynamic_ranges_are_those_of_litert():
+    inputs = keras.Input((6, 6, 4))
+    x = layers.Conv2D(4, 3, name="wide")(inputs)
+    x = layers.Conv2D(4, 1, name="narrow")(x)
+    x = layers.Conv2D(4, 1, strides=2, name="strided")(x)
+    x = layers.DepthwiseConv2D(1, name="depthwise")(x)
+    model = fake_quantize(keras.Model(inputs, layers.Dense(2, name="dense")(x)), "int8_dynamic")
+    axes = {each.name: each.shared_axes for each in model.layers if isinstance(each, FakeQuant)}
+    sample, row = (1, 2, 3), (3,)
+    wanted = {"wide": sample, "narrow": row, "strided": sample, "depthwise": sample, "dense": row}
+    assert axes == {f"{name}_input_quantizer": each for name, each in wanted.items()}
+
+
 def test_excluded_and_restored_layers_are_float(net, quantized):
     excluded = calibrate(fake_quantize(net, "int8", exclude=["stem"]), X)
     assert "stem" not in quantized_layers(excluded)
@@ -145,6 +158,11 @@ def test_bad_starts_are_errors(net):
         fake_quantize(model)
     with pytest.raises(UsageError, match="matches no layer"):
         fake_quantize(net, exclude=["stemm"])
+    with pytest.raises(UsageError, match=r"int8 can quantize.*stem: left out by include or exclude; .*size: left out"):
+        fake_quantize(net, exclude=["*"])
+    activations = keras.Sequential([keras.Input((3,)), layers.Activation("exponential", name="power")])
+    with pytest.raises(UsageError, match="power: the activation exponential has no integer kernel"):
+        fake_quantize(activations)
     with pytest.raises(UsageError, match="int9"):
         fake_quantize(net, "int9")
     with pytest.raises(BmcompressError, match="fake-quantized model"):

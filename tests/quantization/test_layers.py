@@ -131,6 +131,29 @@ def test_dynamic_and_fixed_ranges_need_no_variables():
         dynamic.current_range()
 
 
+def test_dynamic_ranges_are_shared_along_axes():
+    x = np.array([[[-1.0, 0.0, 254.0]], [[0.0, 0.3, 2.55]]], "float32")
+    whole, rows = FakeQuant(dynamic=True), FakeQuant(dynamic=True, shared_axes=(1, 2))
+    np.testing.assert_allclose(whole(x), [[[-1, 0, 254]], [[0, 0, 3]]])
+    for training in (False, True):
+        np.testing.assert_allclose(rows(x, training=training), [[[-1, 0, 254]], [[0, 0.3, 2.55]]], rtol=1e-6)
+    again = FakeQuant.from_config(rows.get_config())
+    assert again.shared_axes == (1, 2)
+    with pytest.raises(UsageError, match="shared_axes"):
+        FakeQuant(shared_axes=(1,))
+
+
+@pytest.mark.parametrize(("ranges", "expected"), [("moving", [[1, 1, 1]]), ("frozen", [[0, 1, 0]])])
+def test_a_range_that_follows_its_tensor_lets_all_gradients_pass(ranges, expected):
+    layer = FakeQuant(ranges=ranges)
+    layer.set_range(-1.0, 1.0)
+    x = tf.constant([[-5.0, 0.5, 5.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, training=True)
+    np.testing.assert_array_equal(tape.gradient(y, x), expected)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_bfloat16", "float32", "float64"])
 def test_dtypes_come_back(dtype):
     layer = FakeQuant(dtype=dtype)
@@ -215,10 +238,20 @@ def test_every_layer_computes_with_its_stored_weights_and_trains(kind):
     stored = wrapper.stored_weights()
     assert all(each.path.startswith(f"block/{layer.name}/") and each.values.dtype == np.int8 for each in stored)
     assert len({each.path for each in stored}) == len(stored)
-    for name, each in zip(wrapper.formats, stored, strict=True):
-        wrapper.weight_variable(name).assign(each.dequantize())
+    snap(wrapper)
     np.testing.assert_array_equal(layer(*inputs), outputs)  # the float layer with what files hold
     np.testing.assert_array_equal(wrapper(*inputs), outputs)
+
+
+def snap(wrapper):
+    """Give the layer inside the weights that files hold."""
+    for name, each in zip(wrapper.formats, wrapper.stored_weights(), strict=True):
+        wrapper.weight_variable(name).assign(each.dequantize())
+
+
+def scale_of(wrapper, name):
+    (found,) = [variable for variable in wrapper.weights if variable.name == f"{name.replace(':', '_')}_scale"]
+    return found
 
 
 def every_kind_model():
@@ -278,7 +311,7 @@ def test_save_and_load_keep_formats_scales_and_paths(tmp_path):
     for layer in model.layers:
         for name, each in getattr(layer, "formats", {}).items():
             if each.has_variable:
-                layer.scale_variable(name).assign(layer.scale_variable(name) * 1.5)
+                scale_of(layer, name).assign(scale_of(layer, name) * 1.5)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for layer, other in zip(model.layers, loaded.layers, strict=True):
@@ -300,11 +333,11 @@ def test_snapping_changes_nothing_that_is_computed(options, bits):
     layer.kernel.assign(layer.kernel * ops.convert_to_tensor([1e-7, 0.0, 1.0, 33.0, 0.1]))
     wrapper = QuantizedLayer(layer, {"kernel": WeightFormat(bits, (1,), **options)})
     before = ops.convert_to_numpy(wrapper(x))
-    wrapper.snap_weights()
+    snap(wrapper)
     once = ops.convert_to_numpy(layer.kernel)
     np.testing.assert_array_equal(wrapper(x), before)
     np.testing.assert_array_equal(layer(x), before)
-    wrapper.snap_weights()
+    snap(wrapper)
     np.testing.assert_array_equal(layer.kernel, once)
     assert not once[:, 1].any()
 
@@ -325,14 +358,12 @@ def test_stored_scales_stay_and_can_be_set():
     layer.build((None, 3))
     layer.kernel.assign([[0.9, 4.0], [2.2, 5.0], [-9.0, 0.0]])
     wrapper = QuantizedLayer(layer, {"kernel": WeightFormat(4, (1,), scale="stored")})
-    wrapper.scale_variable("kernel").assign([[0.5, 1.0]])
+    scale_of(wrapper, "kernel").assign([[0.5, 1.0]])
     assert [v.name for v in wrapper.non_trainable_variables] == ["kernel_scale"]
     (stored,) = wrapper.stored_weights()
     np.testing.assert_array_equal(stored.values, [[2, 4], [4, 5], [-7, 0]])
     np.testing.assert_array_equal(stored.scale, [[0.5, 1.0]])
     np.testing.assert_array_equal(wrapper(np.eye(3)), stored.dequantize())
-    with pytest.raises(UsageError, match="bias"):
-        wrapper.scale_variable("bias")
 
 
 def test_groups_are_stored_as_they_are_computed():
@@ -351,7 +382,7 @@ def test_losses_regularizers_and_constraints_are_those_of_the_layer():
     )
     plain = wrapper.layer
     x = np.abs(sample((5, 4)))
-    wrapper.snap_weights()
+    snap(wrapper)
     plain(x)
     expected = sorted(float(loss) for loss in plain.losses)
     model = keras.Sequential([keras.Input((4,)), wrapper])
@@ -457,7 +488,7 @@ def test_masks_and_shapes_are_those_of_the_layer():
     plain = keras.Model(tokens, lstm(embedding(tokens)))
     wrapped = [QuantizedLayer(layer, kernel_formats(layer)) for layer in (embedding, lstm)]
     for wrapper in wrapped:
-        wrapper.snap_weights()
+        snap(wrapper)
     model = keras.Model(tokens, wrapped[1](wrapped[0](tokens)))
     x = np.array([[1, 2, 0], [3, 0, 0]])
     np.testing.assert_array_equal(model(x), plain(x))

@@ -1,0 +1,93 @@
+"""The choices that make up a pruning, checked as soon as they are made. Imports no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compress.errors import UsageError
+from compress.pruning.distributions import DISTRIBUTIONS, DistributionLike
+from compress.pruning.masks import resolve_sparsity
+from compress.pruning.patterns import Pattern, parse_pattern
+from compress.pruning.regrowth import Regrowth
+from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule
+from compress.pruning.scores import Score, ScoreLike, find_score
+
+ScheduleLike = ConstantSchedule | PolynomialSchedule | IterativeSchedule
+
+
+@dataclass(frozen=True)
+class PruningOptions:
+    """What `Pruning` and `Pruner` are told; see there for each option.
+
+    Raises:
+        UsageError: an option that makes no sense whatever the model.
+    """
+
+    sparsity: float
+    schedule: ScheduleLike
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    score: Score
+    score_name: str
+    distribution: DistributionLike
+    pattern: Pattern
+    regrow: Regrowth | None
+    data: Any
+    seed: int
+
+    def __post_init__(self) -> None:
+        _require_known(self.distribution)
+        start = self.schedule.sparsity_at(0.0, self.sparsity)
+        first = self.schedule.sparsity_at(self.schedule.begin, self.sparsity)
+        if max(start, first) > self.sparsity:
+            raise UsageError(
+                f"expected an initial sparsity of at most the final {self.sparsity}. Received: {max(start, first)}"
+            )
+        if self.score.needs_movement and start > 0:
+            raise UsageError(
+                f"the score {self.score_name} needs training before weights are pruned. "
+                f"Received: a schedule with sparsity {start:.4g} at the start",
+                "Give the schedule a later begin, such as begin=0.1.",
+            )
+        wants = "regrow" if self.regrow else f"the score {self.score_name}" if self.score.needs_gradients else None
+        if wants and self.data is None:
+            raise UsageError(f"{wants} needs data to compute gradients from. Received: data=None", "Pass data=(x, y).")
+
+
+def make_options(
+    sparsity: float | None,
+    schedule: ScheduleLike | None,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    score: ScoreLike,
+    distribution: DistributionLike,
+    pattern: str | Pattern,
+    regrow: Regrowth | None,
+    data: Any,
+    seed: int,
+) -> PruningOptions:
+    """Return the options with names resolved, or raise UsageError."""
+    chosen = parse_pattern(pattern)
+    return PruningOptions(
+        sparsity=resolve_sparsity(sparsity, chosen),
+        schedule=schedule if schedule is not None else PolynomialSchedule(),
+        include=tuple(include),
+        exclude=tuple(exclude),
+        score=find_score(score),
+        score_name=score if isinstance(score, str) else getattr(score, "__name__", type(score).__name__),
+        distribution=distribution,
+        pattern=chosen,
+        regrow=regrow,
+        data=data,
+        seed=seed,
+    )
+
+
+def _require_known(distribution: DistributionLike) -> None:
+    if isinstance(distribution, str) and distribution not in DISTRIBUTIONS:
+        raise UsageError(
+            f"expected distribution to be one of {list(DISTRIBUTIONS)}, or sparsities by pattern. "
+            f"Received: {distribution!r}"
+        )

@@ -1,0 +1,56 @@
+"""Regrowing pruned weights: now and then some of the smallest make room for those with the greatest gradients.
+
+Source: Evci et al. 2020 (RigL), arXiv:1911.11134. The arithmetic is NumPy only.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+
+from compress.models.kernel_layout import KernelLayout
+from compress.options import Options, parse_fraction
+from compress.pruning.patterns import Pattern, lowest_mask
+
+Part = Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)]
+"""A fraction between 0 and 1, both excluded."""
+
+
+class Regrowth(Options):
+    """How many of the kept weights change places with pruned ones; the sparsity stays as the schedule wants it."""
+
+    fraction: Part = 0.3
+    """Share of the kept weights that is dropped, and regrown elsewhere, at the first update."""
+    end: Part = 0.75
+    """When it has fallen to zero, along half a cosine, as a fraction of the training."""
+
+    def share_at(self, progress: float) -> float:
+        """Return the share of the kept weights that change places at `progress` (0 is the start of training)."""
+        return self.fraction / 2 * (1 + math.cos(math.pi * min(1.0, progress / self.end)))
+
+
+def regrow_mask(
+    weights: np.ndarray, gradient: np.ndarray, mask: np.ndarray, share: float, pattern: Pattern, layout: KernelLayout
+) -> np.ndarray:
+    """Return a mask with as many `False` as `mask`, in which a share of the kept weights has moved.
+
+    The smallest are dropped. What was pruned or is dropped now competes by gradient for their places.
+
+    Args:
+        weights: the kernel; pruned weights are zero.
+        gradient: gradient of the loss, of the same shape.
+        mask: the mask now, of the same shape; `True` is kept.
+        share: share of the kept weights to drop, from 0 to 1.
+        pattern: what is pruned together.
+        layout: which axes of the kernel run over inputs and outputs.
+    """
+    sizes, slopes = (np.abs(np.asarray(each, np.float32)) for each in (weights, gradient))
+    units = pattern.pool(np.where(mask, sizes, np.float32(-1)), layout)
+    pruned = units.size - int(np.count_nonzero(pattern.pool(mask, layout)))
+    moving = round(share * (units.size - pruned))
+    staying = lowest_mask(units, pruned + moving)
+    scores = np.where(staying, np.float32(np.inf), pattern.pool(slopes, layout))
+    return pattern.mask(scores, pruned, layout, mask.shape)
