@@ -36,7 +36,7 @@ class MagnitudePruning(Training, Pass):
     """What makes a weight important: its size, chance, what the loss would suffer (Molchanov et al. 2019,
     arXiv:1906.10771), or whether training moves it away from zero (Sanh et al. 2020, arXiv:2005.07683)."""
     pattern: str = "unstructured"
-    """Which weights go together: `unstructured`, N of each M inputs stay as in `2:4`, or blocks as in `4x1` and `1x16`."""
+    """Which weights go together: `unstructured`, N of each M inputs stay as in `2:4`, or blocks as in `4x1`, `1x16`."""
     schedule: Schedule = PolynomialSchedule()
     """How sparsity grows during the training of this pass."""
     include: tuple[str, ...] = ("*",)
