@@ -24,6 +24,7 @@ from compress.clustering.clustered_weights import (
 from compress.clustering.constraint import ClusterConstraint
 from compress.errors import UsageError
 from compress.models.clusters import Clusters, find_clusters, merge_values, with_zero
+from compress.models.patterns import matches
 from compress.models.selection import select_trainable
 from compress.models.walking import Kernel, Skipped, list_kernels
 from compress.training.distiller import student_of
@@ -172,9 +173,15 @@ class Clustering(keras.callbacks.Callback):
             constraint.restore(kernel.variable)
 
 
-def has_clusters(model: keras.Model, unit_of: UnitOf | None = None) -> bool:
-    """Return whether a kernel of `model`, divided by its unit, is clustered, per tensor or per output channel."""
-    kernels = list_kernels(model)
+def has_clusters(model: keras.Model, unit_of: UnitOf | None = None, exclude: Sequence[str] = ()) -> bool:
+    """Return whether a trainable kernel of `model` is clustered, per tensor or per output channel.
+
+    Args:
+        model: a built model.
+        unit_of: `unit_of(variable)` returns what a kernel is divided by first, or `None`.
+        exclude: shell patterns over layers or kernels that do not count.
+    """
+    kernels = [each for each in list_kernels(model, trainable=True) if not matches(each.path, exclude)]
     axes = row_axes(model, kernels, "per_channel")
     return any(
         _clusters_of(keras.ops.convert_to_numpy(kernel.variable), own, (unit_of or _no_unit)(kernel.variable))

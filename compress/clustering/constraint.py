@@ -18,7 +18,6 @@ from compress.clustering.clustered_weights import refine_clusters
 from compress.models.clusters import Clusters, from_rows
 from compress.training.weight_constraints import HeldWeights, WeightConstraint
 
-
 _GATHERING = 0.75
 """A cluster of n members moves by the sum of their updates over n to this power.
 

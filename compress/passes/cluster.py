@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from glob import escape
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from compress.passes.base import Pass
+from compress.passes.holding import hold_structure
 from compress.passes.training import TeacherOption, resolve_teacher, train_copy
 from compress.training.options import Training
 
@@ -55,9 +57,12 @@ class WeightClustering(Training, Pass):
 
             return cluster_weights(model, self.clusters, **options)
         from compress.clustering.callback import Clustering
+        from compress.models.selection import select_trainable
 
-        teacher = resolve_teacher(self.teacher, model)
-        return train_copy(model, data, self, teacher=teacher, callbacks=[Clustering(self.clusters, **options)])
+        kernels, _ = select_trainable(model, self.include, self.exclude, verb="cluster")
+        others = hold_structure(model, [escape(kernel.path) for kernel in kernels])
+        callbacks = [*others, Clustering(self.clusters, **options)]
+        return train_copy(model, data, self, teacher=resolve_teacher(self.teacher, model), callbacks=callbacks)
 
     def check(self, model: keras.Model) -> None:
         """Raise UsageError if a pattern matches nothing or no kernel is left to cluster."""

@@ -11,6 +11,7 @@ import numpy as np
 from compress.errors import UsageError
 from compress.models.copying import copy_model
 from compress.models.gradients import weight_gradients
+from compress.models.patterns import matches
 from compress.models.walking import Kernel, list_kernels
 from compress.pruning.distributions import DistributionLike
 from compress.pruning.masks import make_masks, require_plan, resolve_sparsity

@@ -235,6 +235,17 @@ def test_refuses_bad_options(options):
         Clustering(**options)
 
 
+def test_the_pass_holds_zeros_and_clusters_of_the_layers_that_it_leaves_alone(blobs, cnn_factory):
+    model = compress.cluster_weights(compress.prune_weights(cnn_factory(), 0.5), 5, include=["head"])
+    zeros = np.asarray(model.get_layer("head").kernel) == 0
+    result = compress.WeightClustering(clusters=4, epochs=1, include=["conv"])(model, blobs[0])
+    conv, head = (np.asarray(result.get_layer(name).kernel) for name in ("conv", "head"))
+    assert count_values(conv) == 4
+    assert count_values(head) == 5
+    assert (head[zeros] == 0).all()
+    assert np.count_nonzero(conv == 0) >= conv.size // 2
+
+
 def test_with_a_teacher(blobs, cnn_factory):
     model = cnn_factory()
     result = compress.WeightClustering(clusters=4, epochs=1, teacher="input", include=["conv"])(model, blobs[0])
