@@ -164,9 +164,7 @@ def distill(
 @pass_command
 def prune(
     model: Model,
-    sparsity: Annotated[
-        str | None, typer.Option("--sparsity", help="Share of zeros in the kernels, such as 0.8 or 80%.")
-    ] = None,
+    sparsity: Annotated[str, typer.Option("--sparsity", help="Share of zeros in the kernels, such as 0.8 or 80%.")],
     pattern: Annotated[
         str | None, typer.Option("--pattern", help="unstructured, N:M along the inputs (2:4), or blocks (4x1, 1x16).")
     ] = None,
@@ -183,7 +181,7 @@ def prune(
     from compress.strict_yaml import parse_scalar
 
     options = {
-        "sparsity": None if sparsity is None else parse_scalar(sparsity),
+        "sparsity": parse_scalar(sparsity),
         "pattern": pattern,
         "score": score,
         "distribution": distribution,

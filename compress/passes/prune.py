@@ -30,8 +30,8 @@ class MagnitudePruning(Training, Pass):
 
     changes_structure: ClassVar[bool] = True
     type: Literal["prune"] = "prune"
-    sparsity: Sparsity | None = None
-    """Fraction of zeros in the selected kernels at the end, hit exactly: `0.8` or `80%`. An N:M pattern implies it."""
+    sparsity: Sparsity
+    """Fraction of zeros in the selected kernels at the end, hit exactly: `0.8` or `80%`. With N:M, `1 - N/M`."""
     score: Literal["magnitude", "random", "taylor", "movement"] = "magnitude"
     """What makes a weight important: its size, chance, what the loss would suffer (Molchanov et al. 2019,
     arXiv:1906.10771), or whether training moves it away from zero (Sanh et al. 2020, arXiv:2005.07683)."""

@@ -340,7 +340,7 @@ def test_what_cannot_be_opened_stays_and_is_listed(layer, reason, tmp_path) -> N
 
 def test_what_training_does_otherwise_is_listed() -> None:
     expansion = _check(_single(Noisy(name="noisy"), (4,)))
-    assert _kinds(expansion) == {"noisy/dense": "Dense"}
+    assert list(_kinds(expansion).values()) == ["Dense"]  # Keras numbers copies of layers as it likes
     assert "opened as it predicts" in expansion.left[0].reason
 
 
