@@ -70,6 +70,8 @@ def _shared_values(array: np.ndarray, axes: Sequence[int], most: int) -> Cluster
     rows = to_rows(array, axes)
     if not rows.size or np.isnan(rows).any():
         return None
+    if len(np.unique(rows[0, : 4 * most])) > most:  # most kernels are not clustered, and sorting all of one is slow
+        return None
     distinct = [np.unique(row) for row in rows]
     widest, nonzero = max(map(len, distinct)), sum(np.count_nonzero(values) for values in distinct)
     if not 2 <= widest <= most or nonzero == 0 or 2 * nonzero > np.count_nonzero(rows):

@@ -42,6 +42,11 @@ class ClusteredKernels:
             if clusters is not None:
                 (self._per_channel if clusters.axes else self._per_tensor).append(values)
 
+    @property
+    def any_shared(self) -> bool:
+        """Whether a kernel as a whole was clustered."""
+        return bool(self._per_tensor)
+
     def knows(self, kernel: np.ndarray, axes: Sequence[int]) -> bool:
         """Return whether `kernel` is one of them, but for a factor for each place along `axes`."""
         return any(_factors(kernel, each, axes) is not None for each in (*self._per_tensor, *self._per_channel))

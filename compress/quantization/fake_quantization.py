@@ -193,8 +193,10 @@ class _Builder:
 
     def _share_scales(self, clustered: ClusteredKernels) -> dict[tuple[int, str], np.ndarray]:
         """Return scales that are not derived from the weights, and note so in the formats of these."""
+        shared: dict[tuple[int, str], np.ndarray] = {}
+        if not clustered.any_shared:  # reading each kernel of a large model costs memory
+            return shared
         layers = {id(node.operation): node.operation for node in self._graph.nodes}
-        shared = {}
         for key, formats in self._formats.items():
             for name, form in formats.items():
                 kernel = np.asarray(keras.ops.convert_to_numpy(weight_names(layers[key])[name]), "float32")
