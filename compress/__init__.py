@@ -28,7 +28,7 @@ _PUBLIC = {
     "QuantizationAwareTraining": "compress.passes.qat",
     "QuantizationSummary": "compress.quantization.description",
     "Recipe": "compress.recipe",
-    "Regrowth": "compress.pruning.regrowth",
+    "Regrowth": "compress.pruning.schedules",
     "Run": "compress.runner",
     "Score": "compress.pruning.scores",
     "WeightClustering": "compress.passes.cluster",
@@ -54,6 +54,7 @@ _PUBLIC = {
     "measure_sensitivity": "compress.quantization.model_sensitivity",
     "measure_widths": "compress.quantization.mixed_precision",
     "prune_weights": "compress.pruning.magnitude",
+    "pruning_sensitivity": "compress.pruning.sensitivity",
     "reestimate_batch_norm": "compress.training.batch_norm",
     "run": "compress.runner",
     "snap_biases": "compress.quantization.deployment",
@@ -103,9 +104,9 @@ if TYPE_CHECKING:
     from compress.pruning.callback import Pruning
     from compress.pruning.magnitude import prune_weights
     from compress.pruning.pruner import Pruner
-    from compress.pruning.regrowth import Regrowth
-    from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule
+    from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule, Regrowth
     from compress.pruning.scores import Score
+    from compress.pruning.sensitivity import pruning_sensitivity
     from compress.quantization.calibration import calibrate
     from compress.quantization.deployment import snap_biases
     from compress.quantization.description import QuantizationSummary, describe_quantization

@@ -61,6 +61,8 @@ class Manifest(_Record):
     name: str
     seed: int
     recipe_digest: str
+    backend: str = ""
+    """What computed under Keras, with its version, such as `jax 0.10.2`."""
     versions: dict[str, str] = {}
     data: dict[str, str] = {}
     """Digest of each split that was used."""

@@ -43,6 +43,7 @@ def plan_run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]
     from compress.models.inspection import inspect_model
 
     summary = inspect_model(recipe.model.path)
+    expectations: list[str] = []
     steps = [
         {
             "step": "input",
@@ -54,6 +55,7 @@ def plan_run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]
         options = item.model_dump(mode="json", exclude_defaults=True, exclude={"type", "id"})
         what = ", ".join(f"{name}={_spell(value)}" for name, value in options.items()) or "defaults"
         steps.append({"step": item.id, "what": f"{item.type}: {what}", "writes": step_file(recipe, position)})
+        expectations += [f"{item.id}: {sentence}" for sentence in item.expectations()]
     baselines = baseline_files(recipe)
     for kind, name in export_files(recipe).items():
         writes = f"{name}, {baselines[kind]}" if kind in baselines else name
@@ -67,6 +69,7 @@ def plan_run(recipe: Recipe, output: str | Path | None = None) -> dict[str, Any]
         "directory": str(run_directory(recipe, output)),
         "data": describe_data(recipe.data),
         "steps": steps,
+        "expectations": expectations,
     }
 
 

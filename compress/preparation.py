@@ -57,6 +57,8 @@ def prepare_inputs(recipe: Recipe, allow_imports: tuple[str, ...] = ()) -> Input
     passes = tuple(_pin_files(item.bind_input(recipe.model)) for item in recipe.passes)
     for item in passes:
         item.check(model)
+        for sentence in item.expectations():
+            logger.info("%s: %s", item.id, sentence)
     data = fit_data(model, _load_splits(recipe, allow_imports))
     task, notes = None, list(data.notes)
     split = data.train or data.test

@@ -93,6 +93,7 @@ class _Runner:
             name=self.recipe.name,
             seed=self.recipe.seed,
             recipe_digest=self.recipe.digest(),
+            backend=f"{keras.backend.backend()} {version(keras.backend.backend())}",
             versions=_versions(),
             data={split.name: split.digest for split in splits if split},
             notes=list(inputs.notes),
@@ -158,6 +159,7 @@ class _Runner:
             "compiled": compile_digest(self.directory / f"{INPUT}.keras"),  # its loss is what passes train on
             "data": self.manifest.data,
             "seed": self.recipe.seed,
+            "backend": self.manifest.backend,
             "versions": {name: self.manifest.versions[name] for name in ("bmcompress", *_COMPUTING_PACKAGES)},
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

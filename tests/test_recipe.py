@@ -55,7 +55,6 @@ def test_all_problems_at_once_each_with_its_line(write):
     found = problems(write(text)).splitlines()
     assert [line.split("r.yaml:")[1] for line in found] == [
         "6: passes.prune.sparcity: unknown key `sparcity`; did you mean `sparsity`?",
-        "6: passes.prune.sparsity: is required",
         "7: exports.0.format: Input should be 'tflite' or 'onnx' (got 'tflight')",
         "8: bugdets: unknown key `bugdets`; did you mean `budgets`?",
     ]

@@ -19,10 +19,16 @@ def inspect(
     model: Annotated[str, typer.Argument(help="A .keras file.")],
     include: Include = None,
     exclude: Exclude = None,
+    xnnpack: Annotated[
+        bool, typer.Option("--xnnpack", help="Show which layers LiteRT's sparse kernels would accept; loads the model.")
+    ] = False,
     allow_import: AllowImport = None,
     json_output: Json = False,
 ) -> None:
     """Show layers, shapes, parameters, sparsity, MACs and what each pass would touch, without loading the model."""
+    if xnnpack:
+        _show_xnnpack(model, tuple(allow_import or ()), json_output)
+        return
     from compress.cli.tables import inspection_rows, inspection_totals
     from compress.cli.terminal import print_json, print_table, printable
     from compress.models.inspection import inspect_model
@@ -34,6 +40,24 @@ def inspect(
     print_table(*inspection_rows(summary), title=printable(model))
     for line in inspection_totals(summary):
         print(printable(line))
+
+
+def _show_xnnpack(path: str, packages: tuple[str, ...], json_output: bool) -> None:
+    from dataclasses import asdict
+
+    from compress.cli.terminal import print_json, print_table, printable, say
+
+    say("loading TensorFlow ...")
+    from compress.models.opening import load_model
+    from compress.pruning.xnnpack import EXPECTATION, lint_xnnpack
+
+    verdicts = lint_xnnpack(load_model(path, allow_imports=packages))
+    if json_output:
+        print_json({"layers": [asdict(verdict) for verdict in verdicts], "expectation": EXPECTATION})
+        return
+    rows = [[printable(each.path), "yes" if each.qualifies else "no", printable(each.reason)] for each in verdicts]
+    print_table(["layer", "qualifies", "why not"], rows, title=printable(path))
+    print(EXPECTATION)
 
 
 @command

@@ -164,12 +164,25 @@ def distill(
 @pass_command
 def prune(
     model: Model,
-    sparsity: Annotated[str, typer.Option("--sparsity", help="Share of zeros in the kernels, such as 0.8 or 80%.")],
+    sparsity: Annotated[
+        str | None, typer.Option("--sparsity", help="Share of zeros in the kernels, such as 80%; N:M implies it.")
+    ] = None,
     pattern: Annotated[
         str | None, typer.Option("--pattern", help="unstructured, N:M along the inputs (2:4), or blocks (4x1, 1x16).")
     ] = None,
     score: Annotated[str | None, typer.Option("--score", help="magnitude, taylor, movement or random.")] = None,
-    distribution: Annotated[str | None, typer.Option("--distribution", help="uniform, global, erk or lamp.")] = None,
+    distribution: Annotated[
+        str | None, typer.Option("--distribution", help="uniform, global, erk, lamp or sensitivity.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="xnnpack: just what LiteRT's sparse kernels accept.")
+    ] = None,
+    regrow: Annotated[
+        bool, typer.Option("--regrow", help="Pruned weights with great gradients come back, for others.")
+    ] = False,
+    reestimate_batch_norm: Annotated[
+        bool, typer.Option("--reestimate-batch-norm", help="New statistics at the end; reads training samples.")
+    ] = False,
     epochs: EpochCount = None,
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
@@ -181,10 +194,13 @@ def prune(
     from compress.strict_yaml import parse_scalar
 
     options = {
-        "sparsity": parse_scalar(sparsity),
+        "sparsity": None if sparsity is None else parse_scalar(sparsity),
         "pattern": pattern,
         "score": score,
         "distribution": distribution,
+        "profile": profile,
+        "regrow": {} if regrow else None,
+        "reestimate_batch_norm": reestimate_batch_norm or None,
         "epochs": epochs,
         "learning_rate": learning_rate,
         "batch_size": batch_size,

@@ -74,6 +74,8 @@ def _show_plan(recipe: Any, output: str | None, json_output: bool) -> None:
         [(s["step"], s["what"], s["writes"]) for s in plan["steps"]],
         title=plan["directory"],
     )
+    for line in plan["expectations"]:
+        print(line)
 
 
 @recipe_app.command("validate")

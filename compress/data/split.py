@@ -151,6 +151,16 @@ class Split:
         x, y = concatenate_arrays([p[0] for p in parts]), concatenate_arrays([p[1] for p in parts])
         return map_arrays(lambda a: a[:samples], x), map_arrays(lambda a: a[:samples], y)
 
+    def sample(self, samples: int, seed: int = 0) -> Split:
+        """Return `samples` random ones of those in memory, in their order, as files are often sorted by class.
+
+        A stream, or a split that has no more, is returned as it is.
+        """
+        if not self.in_memory or len(self) <= samples:
+            return self
+        chosen = np.sort(np.random.default_rng(seed).choice(len(self), samples, replace=False))
+        return array_split(self.name, *(map_arrays(lambda a: a[chosen], arrays) for arrays in (self.x, self.y)))
+
     def all(self) -> tuple[Arrays, Arrays]:
         """Return `(x, y)` of every sample, read into memory."""
         if self.in_memory:

@@ -65,8 +65,8 @@ def export_model(
         tolerance: largest difference as a fraction of max(1, largest absolute output); `None` means 1e-4, and
             2e-2 for models that compute in half precision. Outputs of integer files may by default differ by one
             step of their integers on average.
-        sparse: `"auto"`: a TFLite file stores pruned weights without their zeros where that makes it smaller, for
-            fully connected layers in float alone. It loads more slowly, runs as fast, and compresses as well as before.
+        sparse: `"auto"`: a TFLite file stores pruned weights without their zeros where that makes it smaller; of
+            fully connected layers only those in float. It loads more slowly, runs as fast, and compresses as before.
 
     Raises:
         ExportError: an operation has no equivalent, or the outputs differ from those of Keras.

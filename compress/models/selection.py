@@ -31,17 +31,11 @@ def select_trainable(
         verb: what is done to them, such as `"cluster"`, for messages.
 
     Raises:
-        UsageError: a pattern matches nothing, `include` asks for frozen kernels only, or a kernel is
-            fake-quantized.
+        UsageError: a pattern matches nothing, or nothing that can be changed (frozen, integer, without kernel), or a
+            kernel is fake-quantized.
     """
     kernels, skipped = find_kernels(model, include, exclude)
-    for pattern in include:
-        frozen = [each.path for each in skipped if each.reason == "frozen" and matches(each.path, [pattern])]
-        if frozen and not any(matches(kernel.path, [pattern]) for kernel in kernels):
-            raise UsageError(
-                f"include: expected kernels that are trained. Received: {pattern!r}, which is {frozen[0]}: frozen",
-                "Set trainable=True on its layer, or leave it out of include.",
-            )
+    _refuse_fruitless(kernels, skipped, include)
     if not allow_quantized:
         quantized = {path for path, layer in find_layers(model) if type(layer).__name__ == _QUANTIZED}
         for kernel in kernels:
@@ -51,3 +45,16 @@ def select_trainable(
                     f"{verb.capitalize()} before you quantize: give the float model.",
                 )
     return kernels, skipped
+
+
+def _refuse_fruitless(kernels: Sequence[Kernel], skipped: Sequence[Skipped], include: Sequence[str]) -> None:
+    """Refuse a pattern that asks for what cannot be changed and nothing else; a wider one leaves that alone."""
+    for pattern in include:
+        if any(matches(kernel.path, [pattern]) for kernel in kernels):
+            continue
+        for each in skipped:
+            if matches(each.path, [pattern]) and each.reason not in ("not included", "excluded"):
+                raise UsageError(
+                    f"include: expected kernels that can be changed. Received: {pattern!r}: {each.path}: {each.reason}",
+                    "Leave it out of include; a frozen layer needs trainable=True.",
+                )

@@ -79,6 +79,10 @@ class Pass(Options):
     def check(self, model: keras.Model) -> None:
         """Raise an error if this pass could not work on `model`; called for every pass before any of them runs."""
 
+    def expectations(self) -> list[str]:
+        """Return sentences on what not to expect of this pass; said before time is spent on it."""
+        return []
+
     def notes(self, model: keras.Model) -> list[str]:
         """Return sentences on what this pass left undone in `model`, which it made; a run keeps them."""
         return []

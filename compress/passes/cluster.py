@@ -70,6 +70,10 @@ class WeightClustering(Training, Pass):
 
         select_trainable(model, self.include, self.exclude, verb="cluster")
 
+    def expectations(self) -> list[str]:
+        """Return what shared values do not do."""
+        return ["shared values make the compressed file smaller; neither LiteRT nor ONNX Runtime runs faster for them"]
+
     def needs_data(self) -> tuple[str, ...]:
         """Return the splits that training reads; clustering at once reads none."""
         return ("train",) if self.epochs else ()

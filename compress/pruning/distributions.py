@@ -17,7 +17,7 @@ from compress.errors import UsageError
 from compress.models.patterns import matches, require_matches
 from compress.pruning.patterns import lowest_mask
 
-DistributionName = Literal["uniform", "global", "erk", "lamp"]
+DistributionName = Literal["uniform", "global", "erk", "lamp", "sensitivity"]
 DistributionLike = DistributionName | Mapping[str, float]
 """A name, or sparsities by shell pattern over kernel paths; the first that fits counts."""
 
@@ -61,7 +61,7 @@ def erk(kernels: Sequence[ScoredKernel], sparsity: float) -> list[int]:
             break
         dense |= too_many
     pruned = np.where(dense, 0, sizes * (1 - density * scale))
-    return _round_to_total(pruned, total, _limits(sizes, total))
+    return round_to_total(pruned, total, _limits(sizes, total))
 
 
 def ranked_together(kernels: Sequence[ScoredKernel], sparsity: float) -> list[int]:
@@ -113,7 +113,7 @@ def _limits(sizes: np.ndarray, total: int) -> np.ndarray:
     return all_but_one if total <= all_but_one.sum() else sizes
 
 
-def _round_to_total(counts: np.ndarray, total: int, limits: np.ndarray) -> list[int]:
+def round_to_total(counts: np.ndarray, total: int, limits: np.ndarray) -> list[int]:
     """Return whole numbers near `counts`, at most `limits`, whose sum is `total`; the greatest remainder rounds up."""
     whole = np.minimum(np.floor(counts).astype(np.int64), limits)
     order = np.argsort(whole - counts, kind="stable")
@@ -147,6 +147,10 @@ DISTRIBUTIONS: dict[str, Distribution] = {
 }
 
 
+MEASURED = "sensitivity"
+"""The name of sparsities that are measured first; `PruningSensitivity.distribution` makes a mapping of them."""
+
+
 def find_distribution(
     distribution: DistributionLike, paths: Sequence[str], sparsity: float, final: float
 ) -> Distribution:
@@ -165,7 +169,7 @@ def find_distribution(
         return _by_pattern(distribution, paths, sparsity, final)
     if not isinstance(distribution, str) or distribution not in DISTRIBUTIONS:
         raise UsageError(
-            f"expected distribution to be one of {list(DISTRIBUTIONS)}, or sparsities by pattern. "
+            f"expected distribution to be one of {[*DISTRIBUTIONS, MEASURED]}, or sparsities by pattern. "
             f"Received: {distribution!r}"
         )
     return DISTRIBUTIONS[distribution]

@@ -12,12 +12,13 @@ from compress.errors import UsageError
 from compress.models.copying import copy_model
 from compress.models.gradients import weight_gradients
 from compress.models.patterns import matches
-from compress.models.walking import Kernel, list_kernels
-from compress.pruning.distributions import DistributionLike
+from compress.models.walking import list_kernels
+from compress.pruning.distributions import MEASURED, DistributionLike
 from compress.pruning.masks import make_masks, require_plan, resolve_sparsity
 from compress.pruning.patterns import Pattern
-from compress.pruning.scores import ScoreLike, find_score, require_numbers
-from compress.pruning.selection import select_kernels
+from compress.pruning.scores import ScoreLike, find_score
+from compress.pruning.selection import kernel_values, select_kernels
+from compress.pruning.sensitivity import resolve_distribution
 
 
 def prune_weights(
@@ -45,11 +46,12 @@ def prune_weights(
         score: importance of a weight: `"magnitude"`, `"random"`, `"taylor"` (needs `data` and a compiled model), or
             a function `ScoreInput -> array`. `"movement"` needs a training, see `Pruning`.
         distribution: `"uniform"`: each kernel has this sparsity; `"global"`, `"erk"`, `"lamp"`: all of them together
-            have; or a mapping from shell patterns to sparsities, where the rest gets `sparsity`.
+            have; `"sensitivity"`: so do they, as much as each bears, which is measured first (needs `data`); or a
+            mapping from shell patterns to sparsities, where the rest gets `sparsity`.
         pattern: `"unstructured"`, `"2:4"` (n of each m along the inputs stay), or `"4x1"` (whole blocks, inputs x
             outputs, are pruned).
-        data: `(x, y)` or other data with labels, for scores that need gradients.
-        samples: how many samples of `data` are used at most.
+        data: `(x, y)` or other data with labels, for scores that need gradients; inputs do for `"sensitivity"`.
+        samples: how many samples of `data` gradients are computed from at most.
         batch_size: samples per gradient.
         seed: seed of the score `"random"`.
 
@@ -68,6 +70,10 @@ def prune_weights(
             f"the score {score!r} needs a training. Received: pruning at once",
             "Use magnitude or taylor, or prune while training.",
         )
+    if distribution == MEASURED and data is None:
+        raise UsageError(f"the distribution {MEASURED} needs data to measure on. Received: data=None", "Pass data=x.")
+    which = {"include": include, "exclude": exclude, "score": score, "pattern": pattern, "seed": seed}
+    distribution = resolve_distribution(distribution, model, data, final, **which)
     copy = copy_model(model)
     kernels, layouts, _ = select_kernels(copy, include, exclude)
     gradients = None
@@ -91,18 +97,6 @@ def prune_weights(
     for kernel, value, mask in zip(kernels, values, masks, strict=True):
         kernel.variable.assign(np.where(mask, value, np.zeros((), value.dtype)))
     return copy
-
-
-def kernel_values(kernels: Sequence[Kernel]) -> list[np.ndarray]:
-    """Return the weights of `kernels` as arrays.
-
-    Raises:
-        PassError: a weight is NaN.
-    """
-    values = [keras.ops.convert_to_numpy(kernel.variable) for kernel in kernels]
-    for kernel, value in zip(kernels, values, strict=True):
-        require_numbers(value, kernel.path)
-    return values
 
 
 def has_pruned_kernels(model: keras.Model, exclude: Sequence[str] = ()) -> bool:

@@ -12,12 +12,11 @@ from compress.data.split import Split
 from compress.errors import DataError, UsageError
 from compress.models.gradients import LossGradients, mean_gradients
 from compress.models.walking import Kernel
-from compress.pruning.magnitude import kernel_values
 from compress.pruning.masks import make_masks, require_plan
 from compress.pruning.options import PruningOptions
 from compress.pruning.regrowth import regrow_mask
 from compress.pruning.scores import Movement
-from compress.pruning.selection import select_kernels
+from compress.pruning.selection import kernel_values, select_kernels
 from compress.training.distiller import student_of
 from compress.training.weight_constraints import HeldWeights, WeightConstraint, find_constraint
 

@@ -12,6 +12,8 @@ from compress.errors import UsageError
 from compress.models.kernel_layout import KernelLayout, default_layout
 from compress.models.walking import Kernel
 from compress.pruning.distributions import (
+    DISTRIBUTIONS,
+    MEASURED,
     Distribution,
     DistributionLike,
     ScoredKernel,
@@ -128,7 +130,10 @@ def require_plan(
     """
     pattern, score = parse_pattern(pattern), find_score(score)
     sparsity = resolve_sparsity(sparsity, pattern)
-    chosen = find_distribution(distribution, [kernel.path for kernel in kernels], sparsity, sparsity)
+    if distribution == MEASURED:  # not known yet; like others, it leaves each kernel a weight where it can
+        chosen = DISTRIBUTIONS["global"]
+    else:
+        chosen = find_distribution(distribution, [kernel.path for kernel in kernels], sparsity, sparsity)
     _require_compatible(pattern, distribution, score, sparsity)
     planned = []
     for kernel, layout in zip(kernels, layouts, strict=True):

@@ -1,4 +1,4 @@
-"""The choices that make up a pruning, checked as soon as they are made. Imports no framework."""
+"""The choices that make up a pruning, checked as soon as they are made."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.errors import UsageError
-from compress.pruning.distributions import DISTRIBUTIONS, DistributionLike
+from compress.pruning.distributions import DISTRIBUTIONS, MEASURED, DistributionLike
 from compress.pruning.masks import resolve_sparsity
 from compress.pruning.patterns import Pattern, parse_pattern
-from compress.pruning.regrowth import Regrowth
-from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule
+from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule, Regrowth
 from compress.pruning.scores import Score, ScoreLike, find_score
 
 ScheduleLike = ConstantSchedule | PolynomialSchedule | IterativeSchedule
@@ -54,6 +53,8 @@ class PruningOptions:
         wants = "regrow" if self.regrow else f"the score {self.score_name}" if self.score.needs_gradients else None
         if wants and self.data is None:
             raise UsageError(f"{wants} needs data to compute gradients from. Received: data=None", "Pass data=(x, y).")
+        if self.distribution == MEASURED and self.data is None:
+            raise UsageError(f"the distribution {MEASURED} needs data to measure on. Received: data=None")
 
 
 def make_options(
@@ -86,8 +87,8 @@ def make_options(
 
 
 def _require_known(distribution: DistributionLike) -> None:
-    if isinstance(distribution, str) and distribution not in DISTRIBUTIONS:
+    if isinstance(distribution, str) and distribution not in (*DISTRIBUTIONS, MEASURED):
         raise UsageError(
-            f"expected distribution to be one of {list(DISTRIBUTIONS)}, or sparsities by pattern. "
+            f"expected distribution to be one of {[*DISTRIBUTIONS, MEASURED]}, or sparsities by pattern. "
             f"Received: {distribution!r}"
         )

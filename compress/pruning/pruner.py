@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -16,14 +17,15 @@ import numpy as np
 from compress.data.split import Split, as_data
 from compress.errors import UsageError
 from compress.models.walking import Kernel, Skipped
-from compress.pruning.distributions import DistributionLike
+from compress.pruning.distributions import MEASURED, DistributionLike
 from compress.pruning.masked_weights import MaskedWeights
 from compress.pruning.options import PruningOptions, ScheduleLike, make_options
 from compress.pruning.patterns import Pattern
-from compress.pruning.regrowth import Regrowth
 from compress.pruning.rewinding import Rewinding
-from compress.pruning.schedules import IterativeSchedule
+from compress.pruning.schedules import IterativeSchedule, Regrowth
 from compress.pruning.scores import ScoreLike
+from compress.pruning.sensitivity import resolve_distribution
+from compress.training.distiller import student_of
 
 _DEFAULT_UPDATES = 50
 _LEAST_STEPS_BETWEEN_UPDATES = 20
@@ -177,6 +179,9 @@ class ScheduledMasks:
     """
 
     def __init__(self, model: keras.Model, options: PruningOptions):
+        self._measured = options.distribution == MEASURED
+        if self._measured:
+            options = replace(options, distribution=_measure(model, options))
         self.options = options
         self.masked = MaskedWeights(model, options)
         self.current = 0.0  # sparsity that the masks were made for
@@ -304,9 +309,25 @@ class ScheduledMasks:
             lost = "how far its weights have moved"
         elif self._rewinding is not None and step > 0:
             lost = "the weights to rewind to"
+        elif self._measured:
+            lost = "what each kernel bore before it was pruned"
         if lost:
             self.masked.remove()
             raise UsageError(
                 f"expected a training from its start: no checkpoint holds {lost}. Received: a start at step {step}",
                 "Start anew, or use another score or a schedule without rewinding.",
             )
+
+
+def _measure(model: keras.Model, options: PruningOptions) -> DistributionLike:
+    return resolve_distribution(
+        options.distribution,
+        student_of(model),
+        options.data,
+        options.sparsity,
+        include=options.include,
+        exclude=options.exclude,
+        score=options.score,
+        pattern=options.pattern,
+        seed=options.seed,
+    )

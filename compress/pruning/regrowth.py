@@ -5,31 +5,10 @@ Source: Evci et al. 2020 (RigL), arXiv:1911.11134. The arithmetic is NumPy only.
 
 from __future__ import annotations
 
-import math
-from typing import Annotated
-
 import numpy as np
-from pydantic import BeforeValidator, Field
 
 from compress.models.kernel_layout import KernelLayout
-from compress.options import Options, parse_fraction
 from compress.pruning.patterns import Pattern, lowest_mask
-
-Part = Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)]
-"""A fraction between 0 and 1, both excluded."""
-
-
-class Regrowth(Options):
-    """How many of the kept weights change places with pruned ones; the sparsity stays as the schedule wants it."""
-
-    fraction: Part = 0.3
-    """Share of the kept weights that is dropped, and regrown elsewhere, at the first update."""
-    end: Part = 0.75
-    """When it has fallen to zero, along half a cosine, as a fraction of the training."""
-
-    def share_at(self, progress: float) -> float:
-        """Return the share of the kept weights that change places at `progress` (0 is the start of training)."""
-        return self.fraction / 2 * (1 + math.cos(math.pi * min(1.0, progress / self.end)))
 
 
 def regrow_mask(

@@ -1,7 +1,8 @@
-"""How sparsity grows during training. Times are fractions of it, so a schedule fits any number of epochs.
+"""How sparsity grows during training, and how many weights change places meanwhile. Times are fractions of it, so a
+schedule fits any number of epochs.
 
 Polynomial: Zhu and Gupta 2017, arXiv:1710.01878. Rounds and rewinding: Renda et al. 2020, arXiv:2003.02389; Frankle et
-al. 2019, arXiv:1912.05671.
+al. 2019, arXiv:1912.05671. Regrowth: Evci et al. 2020 (RigL), arXiv:1911.11134.
 """
 
 from __future__ import annotations
@@ -121,3 +122,20 @@ class IterativeSchedule(Options):
 
 Schedule = Annotated[ConstantSchedule | PolynomialSchedule | IterativeSchedule, Field(discriminator="type")]
 """Any of the schedules; in YAML, `type` tells which."""
+
+
+Part = Annotated[float, BeforeValidator(parse_fraction), Field(gt=0, lt=1)]
+"""A fraction between 0 and 1, both excluded."""
+
+
+class Regrowth(Options):
+    """How many of the kept weights change places with pruned ones; the sparsity stays as the schedule wants it."""
+
+    fraction: Part = 0.3
+    """Share of the kept weights that is dropped, and regrown elsewhere, at the first update."""
+    end: Part = 0.75
+    """When it has fallen to zero, along half a cosine, as a fraction of the training."""
+
+    def share_at(self, progress: float) -> float:
+        """Return the share of the kept weights that change places at `progress` (0 is the start of training)."""
+        return self.fraction / 2 * (1 + math.cos(math.pi * min(1.0, progress / self.end)))

@@ -1,59 +1,33 @@
-"""Which kernels of a model are pruned; a selection that cannot be pruned is refused by name."""
+"""Which kernels of a model are pruned, how their axes lie, and what they hold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 
-from compress.errors import UsageError
 from compress.models.kernel_layout import KernelLayout, find_layouts
-from compress.models.patterns import matches
-from compress.models.walking import Kernel, Skipped, find_kernels, find_layers
-
-_QUANTIZED = "QuantizedLayer"  # by its name: techniques do not import each other
+from compress.models.selection import select_trainable
+from compress.models.walking import Kernel, Skipped
+from compress.pruning.scores import require_numbers
 
 
 def select_kernels(
     model: keras.Model, include: Sequence[str] = ("*",), exclude: Sequence[str] = (), *, allow_quantized: bool = False
 ) -> tuple[list[Kernel], list[KernelLayout], list[Skipped]]:
-    """Return the kernels to prune, the layout of each, and what is left alone.
-
-    Args:
-        model: a built model.
-        include: shell patterns over layer or kernel paths; a kernel must fit one of them.
-        exclude: shell patterns; a kernel that fits one of them is left alone.
-        allow_quantized: accept kernels of a fake-quantized model, as for holding zeros that are already there.
-
-    Raises:
-        UsageError: a pattern matches nothing, or nothing that can be pruned (frozen, integer, without kernel), or
-            a kernel is fake-quantized.
-    """
-    kernels, skipped = find_kernels(model, include, exclude)
-    _refuse_fruitless(kernels, skipped, include)
-    if not allow_quantized:
-        _refuse_quantized(model, kernels)
+    """Return the kernels to prune, the layout of each, and what is left alone; see `select_trainable`."""
+    kernels, skipped = select_trainable(model, include, exclude, allow_quantized=allow_quantized, verb="prune")
     return kernels, find_layouts(model, [kernel.variable for kernel in kernels]), skipped
 
 
-def _refuse_fruitless(kernels: Sequence[Kernel], skipped: Sequence[Skipped], include: Sequence[str]) -> None:
-    """Refuse a pattern that asks for what cannot be pruned and nothing else; a wider one leaves that alone."""
-    for pattern in include:
-        if any(matches(kernel.path, [pattern]) for kernel in kernels):
-            continue
-        for each in skipped:
-            if matches(each.path, [pattern]) and each.reason not in ("not included", "excluded"):
-                raise UsageError(
-                    f"include: expected kernels that can be pruned. Received: {pattern!r}: {each.path}: {each.reason}",
-                    "Leave it out of include; a frozen layer needs trainable=True.",
-                )
+def kernel_values(kernels: Sequence[Kernel]) -> list[np.ndarray]:
+    """Return the weights of `kernels` as arrays.
 
-
-def _refuse_quantized(model: keras.Model, kernels: Sequence[Kernel]) -> None:
-    quantized = {path for path, layer in find_layers(model) if type(layer).__name__ == _QUANTIZED}
-    for kernel in kernels:
-        if kernel.layer_path in quantized:
-            raise UsageError(
-                f"expected kernels that are not quantized. Received: {kernel.path} of a fake-quantized layer",
-                "Prune before you quantize: give the float model.",
-            )
+    Raises:
+        PassError: a weight is NaN.
+    """
+    values = [keras.ops.convert_to_numpy(kernel.variable) for kernel in kernels]
+    for kernel, value in zip(kernels, values, strict=True):
+        require_numbers(value, kernel.path)
+    return values

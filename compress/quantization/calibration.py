@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import keras
 import numpy as np
 
-from compress.data.split import Split, array_split, as_split, flatten_arrays, map_arrays
+from compress.data.split import Split, as_split, flatten_arrays, map_arrays
 from compress.errors import DataError, UsageError
 from compress.models.graph import Graph, Node, new_input, repeat, replay, trace_graph
 from compress.progress import track
@@ -43,7 +43,7 @@ def calibrate(
         return model
     if data is None:
         raise DataError("calibration needs samples. Received: data=None", "Pass a few hundred inputs, without labels.")
-    split = choose_samples(data if isinstance(data, Split) else as_split("calibration", data), samples, seed)
+    split = (data if isinstance(data, Split) else as_split("calibration", data)).sample(samples, seed)
     observers = {id(layer): RangeObserver(observer) for layer, _ in calls}
     seen = 0
     with track("calibrate", samples) as advance:
@@ -156,14 +156,6 @@ def _probe(model: keras.Model) -> _Probe:
     if known is None or not known.is_current:
         known = _PROBES[model] = _Probe(model)
     return known
-
-
-def choose_samples(split: Split, samples: int, seed: int) -> Split:
-    """Return `samples` random ones of those in memory, as files are often sorted by class."""
-    if not split.in_memory or len(split) <= samples:
-        return split
-    chosen = np.sort(np.random.default_rng(seed).choice(len(split), samples, replace=False))
-    return array_split(split.name, map_arrays(lambda array: array[chosen], split.x))
 
 
 def _observe(observer: RangeObserver, values: np.ndarray, path: str) -> None:

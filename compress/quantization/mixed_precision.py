@@ -17,12 +17,12 @@ import numpy as np
 from compress.errors import UsageError
 from compress.models.call_macs import count_call_macs
 from compress.models.graph import trace_graph
+from compress.models.output_loss import OutputLoss, replaced_weights
 from compress.quantization.assignment import assign_bits
 from compress.quantization.assignment import bit_operations as count_bit_operations
 from compress.quantization.fake_quantization import fake_quantize
 from compress.quantization.layers import QuantizedLayer
-from compress.quantization.model_sensitivity import float_twin, replaced_weights, sample_split
-from compress.quantization.output_loss import OutputLoss
+from compress.quantization.model_sensitivity import float_twin, sample_split
 from compress.quantization.scale_search import round_weight, search_scale
 from compress.quantization.schemes import SchemeName, find_scheme
 from compress.quantization.sensitivity import bit_sensitivity

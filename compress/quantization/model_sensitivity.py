@@ -11,17 +11,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import keras
-import numpy as np
 
 from compress.data.split import Split, as_split
 from compress.errors import DataError, ModelError
 from compress.models.copying import copy_model
 from compress.models.graph import Graph, Node, rewrite_graph, trace_graph
-from compress.quantization.calibration import calibrate, choose_samples
+from compress.models.output_loss import OutputLoss, replaced_weights
+from compress.quantization.calibration import calibrate
 from compress.quantization.deployment import is_fake_quantized
 from compress.quantization.fake_quantization import fake_quantize
 from compress.quantization.layers import FakeQuant, QuantizedLayer
-from compress.quantization.output_loss import OutputLoss
 from compress.quantization.planning import read_or_written_in_integers
 from compress.quantization.rules import kind_of
 from compress.quantization.schemes import SchemeName
@@ -82,7 +81,7 @@ def sample_split(data: Any, samples: int, seed: int) -> Split:
     """
     if data is None:
         raise DataError("sensitivity needs samples. Received: data=None", "Pass some hundred inputs, without labels.")
-    return choose_samples(data if isinstance(data, Split) else as_split("sensitivity", data), samples, seed)
+    return (data if isinstance(data, Split) else as_split("sensitivity", data)).sample(samples, seed)
 
 
 class _Switch(keras.layers.Layer):
@@ -162,19 +161,6 @@ def float_twin(graph: Graph, quantizers: Mapping[int, keras.Layer] | None = None
         return layer(*args, **kwargs)
 
     return rewrite_graph(graph, call)
-
-
-@contextmanager
-def replaced_weights(variables: list[keras.Variable], values: list[np.ndarray]) -> Iterator[None]:
-    """Give variables other values inside the block."""
-    kept = [keras.ops.convert_to_numpy(variable) for variable in variables]
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, kept, strict=True):
-            variable.assign(value)
 
 
 def _is_quantizer(node: Node) -> bool:

@@ -15,7 +15,6 @@ import numpy as np
 from compress.data.split import Split, as_split
 from compress.errors import DataError
 from compress.models.graph import Graph, Node
-from compress.quantization.calibration import choose_samples
 
 
 class StepwiseRun:
@@ -95,7 +94,7 @@ def take_samples(data: Any, samples: int, seed: int = 0) -> Any:
     if data is None:
         raise DataError("this needs samples. Received: data=None", "Pass a few hundred inputs, without labels.")
     split = data if isinstance(data, Split) else as_split("calibration", data)
-    return choose_samples(split, samples, seed).head(samples)[0]
+    return split.sample(samples, seed).head(samples)[0]
 
 
 def _arrays(graph: Graph, tensors: list[keras.KerasTensor], x: Any) -> Iterator[Any]:

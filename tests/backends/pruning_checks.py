@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import compress
-from compress.pruning.regrowth import Regrowth
-from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule
+from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule, Regrowth
 
 ON_JAX = keras.backend.backend() == "jax"
 ON_TORCH = keras.backend.backend() == "torch"

@@ -117,6 +117,13 @@ def test_inspect(invoke):
     assert {layer["path"]: layer["passes"]["prune"] for layer in summary["layers"]}["head"] == "no: excluded by pattern"
 
 
+def test_inspect_says_what_sparse_kernels_accept(invoke):
+    result = invoke("inspect", "net.keras", "--xnnpack")
+    assert "no speed is promised" in result.stdout
+    layers = json.loads(invoke("inspect", "net.keras", "--xnnpack", "--json").stdout)["layers"]
+    assert {layer["path"]: layer["qualifies"] for layer in layers} == {"conv": False, "head": False}
+
+
 def test_dry_run_says_what_would_be_done_and_does_nothing(invoke, workspace, tmp_path):
     text = invoke("prune", "net.keras", "--sparsity", "0.5", "--data", "npz:data.npz", "--print-recipe").stdout
     (tmp_path / "r.yaml").write_text(text)
@@ -129,6 +136,9 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(invoke, workspace, tmp
         "benchmark",
     ]
     assert not (tmp_path / "o").exists()
+    assert plan["expectations"][0].startswith("prune: zeros (unstructured) make the compressed file smaller")
+    text = invoke("run", tmp_path / "r.yaml", "--dry-run", "-o", tmp_path / "o").stdout
+    assert plan["expectations"][0] in text
 
 
 def test_benchmark_without_keras_files(invoke, workspace, tmp_path):

@@ -97,7 +97,7 @@ def test_by_pattern():
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("best", r"one of \['uniform', 'global', 'erk', 'lamp'\].*Received: 'best'"),
+        ("best", r"one of \['uniform', 'global', 'erk', 'lamp', 'sensitivity'\].*Received: 'best'"),
         ({"conv": 0.5}, "distribution: the pattern matches no layer. Received: 'conv'"),
         ({"stem": 1.0}, "the sparsity of 'stem' at least 0 and less than 1. Received: sparsity=1.0"),
         ({"*": 0.5, "stem": 0.8}, "an earlier pattern takes every kernel of this one. Received: 'stem'"),

@@ -16,8 +16,7 @@ from keras import layers
 from compress.errors import DataError, UsageError
 from compress.pruning.callback import Pruning
 from compress.pruning.pruner import Pruner
-from compress.pruning.regrowth import Regrowth
-from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule
+from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule, Regrowth
 
 X = np.random.default_rng(0).standard_normal((64, 12)).astype(np.float32)
 Y = np.random.default_rng(1).integers(0, 3, 64)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from compress.errors import DataError, ModelError
+from compress.models.output_loss import OutputLoss
 from compress.quantization.calibration import calibrate
 from compress.quantization.fake_quantization import fake_quantize
 from compress.quantization.layers import FakeQuant
 from compress.quantization.model_sensitivity import measure_sensitivity, order_by_sensitivity
-from compress.quantization.output_loss import OutputLoss
 from compress.quantization.restoration import quantized_layers, restore_layers
 from compress.quantization.scale_search import search_scales
 

@@ -6,6 +6,8 @@ The model is traced once; each measurement is a plain `predict` over samples tha
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -69,6 +71,19 @@ class OutputLoss:
     def _predict(self, x: Any) -> list[np.ndarray]:
         outputs = keras.tree.flatten(self._model.predict_on_batch(x))
         return [np.asarray(output, "float32") for output in outputs]
+
+
+@contextmanager
+def replaced_weights(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -> Iterator[None]:
+    """Give variables other values inside the block."""
+    kept = [keras.ops.convert_to_numpy(variable) for variable in variables]
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
 
 
 def _choose_measure(batches: list[np.ndarray]) -> Any:
