@@ -60,11 +60,11 @@ def _conv_norm(k: Any, x: Any, filters: int, size: int, strides: int = 1, relu: 
     return k.layers.ReLU()(x) if relu else x
 
 
-def build_resnet8(k: Any, shape: tuple[int, ...]) -> Any:
-    """Return the residual net: three stages of 16, 32 and 64 filters, 78 thousand parameters."""
+def build_resnet8(k: Any, shape: tuple[int, ...], width: int = 16, stem_strides: int = 1) -> Any:
+    """Return the residual net: three stages of 1, 2 and 4 times `width` filters, 78 thousand parameters for 16."""
     inputs = k.Input(shape)
-    x = _conv_norm(k, inputs, 16, 3)
-    for filters, strides in ((16, 1), (32, 2), (64, 2)):
+    x = _conv_norm(k, inputs, width, 3, stem_strides)
+    for filters, strides in ((width, 1), (2 * width, 2), (4 * width, 2)):
         y = _conv_norm(k, x, filters, 3, strides)
         y = _conv_norm(k, y, filters, 3, relu=False)
         if strides > 1:
