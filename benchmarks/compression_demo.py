@@ -48,7 +48,7 @@ QAT = {"type": "qat", "epochs": 1, "learning_rate": 1e-4}
 RECIPES = {"prune + cluster + qat": [PRUNE, CLUSTER, QAT], "prune + qat": [PRUNE, QAT]}
 
 
-NET = Net("cifar_wide_resnet8", "cifar10", partial(build_resnet8, width=32, stem_strides=2), epochs=12, augment=True)
+NET = Net("cifar_wide_resnet8", "cifar10", partial(build_resnet8, width=32, stem_strides=2), epochs=20, augment=True)
 """ResNet8 of twice the width behind a stem of stride 2: 309 thousand parameters."""
 
 
