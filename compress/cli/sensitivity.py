@@ -97,13 +97,15 @@ def _refuse_others(of: Change, *options: dict[str, Any]) -> None:
             raise UsageError(f"{name} does not go with --of {of}. Received: {name} {value}")
 
 
-def _parse_sparsities(text: str | None) -> tuple[float, ...]:
+def _parse_sparsities(text: str | None) -> tuple[float, ...] | None:
     from compress.errors import UsageError
     from compress.options import parse_fraction
     from compress.strict_yaml import parse_scalar
 
+    if text is None:
+        return None
     try:
-        return tuple(float(parse_fraction(parse_scalar(part.strip()))) for part in (text or "").split(",") if part)
+        return tuple(float(parse_fraction(parse_scalar(part.strip()))) for part in text.split(","))
     except (TypeError, ValueError):
         raise UsageError(f"--sparsities: expected shares such as 0.5,0.8 or 50%,80%. Received: {text!r}") from None
 

@@ -61,7 +61,7 @@ def erk(kernels: Sequence[ScoredKernel], sparsity: float) -> list[int]:
             break
         dense |= too_many
     pruned = np.where(dense, 0, sizes * (1 - density * scale))
-    return round_to_total(pruned, total, _limits(sizes, total))
+    return round_to_total(pruned, total, most_prunable(sizes, total))
 
 
 def ranked_together(kernels: Sequence[ScoredKernel], sparsity: float) -> list[int]:
@@ -107,7 +107,7 @@ def _lowest_counts(scores: Sequence[np.ndarray], count: int) -> list[int]:
     return [int(part.size - np.count_nonzero(part)) for part in parts]
 
 
-def _limits(sizes: np.ndarray, total: int) -> np.ndarray:
+def most_prunable(sizes: np.ndarray, total: int) -> np.ndarray:
     """Return how many units each kernel may lose: all but one, unless the total asks for more."""
     all_but_one = np.maximum(sizes - 1, 0)
     return all_but_one if total <= all_but_one.sum() else sizes

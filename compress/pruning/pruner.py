@@ -57,7 +57,8 @@ class Pruner:
         score: importance of a weight: `"magnitude"`, `"random"`, `"taylor"`, `"movement"`, or a function
             `ScoreInput -> array`.
         distribution: `"uniform"`: each kernel has this sparsity; `"global"`, `"erk"`, `"lamp"`: all of them together
-            have; or sparsities by shell pattern.
+            have; `"sensitivity"`: so do they, as much as each bears, which is measured first (needs `data`); or
+            sparsities by shell pattern.
         pattern: `"unstructured"`, `"2:4"` (n of each m along the inputs stay), or `"4x1"` (whole blocks).
         regrow: lets kept weights change places with pruned ones; needs `data`.
         data: `(x, y)` or other data with labels, from whose first samples gradients are computed; for `"taylor"` and

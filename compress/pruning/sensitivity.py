@@ -21,14 +21,15 @@ from compress.models.gradients import weight_gradients
 from compress.models.kernel_layout import KernelLayout
 from compress.models.output_loss import OutputLoss, replaced_weights
 from compress.progress import track
-from compress.pruning.distributions import MEASURED, DistributionLike, require_sparsity, round_to_total
-from compress.pruning.masks import make_masks
+from compress.pruning.distributions import MEASURED, DistributionLike, most_prunable, require_sparsity, round_to_total
+from compress.pruning.masks import make_masks, resolve_sparsity
 from compress.pruning.patterns import NM, Pattern, parse_pattern
 from compress.pruning.scores import ScoreLike, find_score
 from compress.pruning.selection import kernel_values, select_kernels
 
 SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _LEAST_LOSS = 1e-9  # a kernel that nothing depends on still gets a curve that rises
+_MOST_LOSS = 1e12
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,12 @@ class PruningSensitivity:
     Args:
         kernels: in the order of the model.
         metric: what `evaluate` returned for the model as it is, or `None` without it.
+        pattern: which weights were pruned together.
     """
 
     kernels: tuple[KernelSensitivity, ...]
     metric: float | None = None
+    pattern: str = "unstructured"
 
     def distribution(self, sparsity: float) -> dict[str, float]:
         """Return sparsities by pattern over kernel paths with which all kernels suffer alike, for `distribution=`.
@@ -83,33 +86,32 @@ class PruningSensitivity:
 
         Args:
             sparsity: share of zeros in all kernels together, met exactly.
+
+        Raises:
+            UsageError: a sparsity outside [0, 1), or an N:M pattern was measured, which has only its own.
         """
         require_sparsity(sparsity)
-        units = np.array([kernel.units for kernel in self.kernels], np.int64)
+        if isinstance(parse_pattern(self.pattern), NM):
+            raise UsageError(
+                f"pattern {self.pattern} has the same sparsity in every kernel. Received: distribution({sparsity!r})",
+                "Measure the pattern unstructured or one of blocks.",
+            )
+        kernels = [kernel for kernel in self.kernels if kernel.units]
+        units = np.array([kernel.units for kernel in kernels], np.int64)
         total = round(sparsity * int(units.sum()))
-        low, high = 0.0, 1.0
-        while self._pruned(high) < total and high < 1e12:
-            high *= 2
-        for _ in range(100):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self._pruned(middle) >= total else (middle, high)
-        wanted = np.array([_sparsity_at(kernel.points, high) for kernel in self.kernels]) * units
-        counts = round_to_total(wanted, total, np.where(total <= (units - 1).sum(), units - 1, units))
-        return {escape(kernel.path): count / kernel.units for kernel, count in zip(self.kernels, counts, strict=True)}
+        counts = round_to_total(_share_out(kernels, units, total), total, most_prunable(units, total))
+        return {escape(kernel.path): count / kernel.units for kernel, count in zip(kernels, counts, strict=True)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain values."""
         return asdict(self)
-
-    def _pruned(self, loss: float) -> float:
-        return sum(kernel.units * _sparsity_at(kernel.points, loss) for kernel in self.kernels)
 
 
 def pruning_sensitivity(
     model: keras.Model,
     data: Any,
     *,
-    sparsities: Sequence[float] = SPARSITIES,
+    sparsities: Sequence[float] | None = None,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     score: ScoreLike = "magnitude",
@@ -127,7 +129,8 @@ def pruning_sensitivity(
         model: a float model; it is not changed.
         data: inputs as `fit` takes them, a `tf.data.Dataset`, or a `compress.Split`; labels serve only scores that need
             gradients.
-        sparsities: what to try, each at least 0 and less than 1; an N:M pattern has only its own.
+        sparsities: what to try, each at least 0 and less than 1; by default `SPARSITIES`, or the only one that an N:M
+            pattern has.
         include: shell patterns over layer or kernel paths; only these kernels are measured.
         exclude: shell patterns over layers or kernels to leave alone.
         score: which weights of a kernel go first, see `prune_weights`.
@@ -141,11 +144,7 @@ def pruning_sensitivity(
         DataError: no samples, or outputs that are not finite.
     """
     chosen_pattern, chosen = parse_pattern(pattern), find_score(score)
-    tried = [chosen_pattern.sparsity] if isinstance(chosen_pattern, NM) else sorted(set(sparsities))
-    for each in tried:
-        require_sparsity(each)
-    if not tried:
-        raise UsageError("expected sparsities to try. Received: none")
+    tried = _sparsities_to_try(sparsities, chosen_pattern)
     if chosen.needs_movement:
         raise UsageError(
             "expected a score that a trained model has. Received: the score movement, which needs a training",
@@ -180,7 +179,7 @@ def pruning_sensitivity(
                 advance(note=f"{kernel.path}, {sparsity:.0%}")
             units = _count_units(chosen_pattern, layout, value.shape)
             found.append(KernelSensitivity(kernel.path, value.size, units, tuple(points)))
-    return PruningSensitivity(tuple(found), evaluate and evaluate(copy))
+    return PruningSensitivity(tuple(found), evaluate and evaluate(copy), str(chosen_pattern))
 
 
 def resolve_distribution(
@@ -202,6 +201,38 @@ def resolve_distribution(
     if distribution != MEASURED:
         return distribution
     return pruning_sensitivity(model, data, **options).distribution(sparsity)
+
+
+def _sparsities_to_try(sparsities: Sequence[float] | None, pattern: Pattern) -> list[float]:
+    if sparsities is None:
+        return [pattern.sparsity] if isinstance(pattern, NM) else list(SPARSITIES)
+    if not len(sparsities):
+        raise UsageError("expected sparsities to try. Received: none")
+    for each in sparsities:
+        require_sparsity(each)
+        resolve_sparsity(each, pattern)
+    return sorted({float(each) for each in sparsities})
+
+
+def _share_out(kernels: Sequence[KernelSensitivity], units: np.ndarray, total: int) -> np.ndarray:
+    """Return how many units each kernel loses, not yet whole, so that all suffer alike and the sum is `total`."""
+
+    def at(loss: float) -> np.ndarray:
+        return units * np.array([_sparsity_at(kernel.points, loss) for kernel in kernels])
+
+    low, high = 0.0, 1.0
+    while at(high).sum() < total and high < _MOST_LOSS:
+        low, high = high, 2 * high
+    if at(high).sum() < total:  # beyond every loss that was measured: each gives the same part of what it has left
+        fewer, more = at(high), units.astype(float)
+    else:
+        for _ in range(100):
+            middle = (low + high) / 2
+            low, high = (low, middle) if at(middle).sum() >= total else (middle, high)
+        fewer, more = at(low), at(high)
+    # Where losses are level, the least step in loss is a leap in sparsity; all go the same part of it.
+    leap = more.sum() - fewer.sum()
+    return fewer + (more - fewer) * ((total - fewer.sum()) / leap if leap > 0 else 0.0)
 
 
 def _count_units(pattern: Pattern, layout: KernelLayout, shape: tuple[int, ...]) -> int:

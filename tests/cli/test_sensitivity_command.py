@@ -54,6 +54,9 @@ def test_mistakes(workspace, monkeypatch):
     assert "--sparsities does not go" in run(*reference, "--sparsities", "0.5", code=2).stderr
     assert "--scheme does not go" in run(*reference, "--of", "sparsity", "--scheme", "int8", code=2).stderr
     assert "such as 0.5,0.8" in run(*reference, "--of", "sparsity", "--sparsities", "much", code=2).stderr
+    sparsity = [*reference, "--of", "sparsity", "--sparsities"]
+    assert "such as 0.5,0.8" in run(*sparsity, ",", code=2).stderr
+    assert "pattern 2:4 has sparsity 0.5" in run(*sparsity, "80%", "--pattern", "2:4", code=2).stderr
     assert ".png, .svg, .pdf" in run(*reference, "--plot", "plot.doc", code=2).stderr
     monkeypatch.setattr("compress.cli.plots.find_spec", lambda name: None)
     assert 'pip install "bmcompress[plot]"' in run(*reference, "--plot", "plot.png", code=8).stderr

@@ -87,6 +87,47 @@ def test_a_kernel_that_breaks_the_model_is_spared():
     assert table["a"] == pytest.approx(0.5, abs=0.02)
 
 
+def curves(*kernels):
+    """Return what was measured of kernels, each `(units, loss at 50 %, loss at 90 %)`."""
+    found = []
+    for index, (units, *losses) in enumerate(kernels):
+        points = tuple(SensitivityPoint(s, loss) for s, loss in zip((0.5, 0.9), losses, strict=True))
+        found.append(KernelSensitivity(f"k{index}", units, units, points))
+    return PruningSensitivity(tuple(found))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        # Level losses so great that no float lies between them: both give the same part of the leap.
+        (curves((10**7, 1e9, 1e9), (10**7, 1e9, 1e9)), {"k0": 0.7, "k1": 0.7}),
+        # A loss that falls again is noise.
+        (curves((10**6, 5.0, 1.0), (10**6, 5.0, 2.0)), {"k0": 0.7, "k1": 0.7}),
+        # No kernel bears as much as is asked for.
+        (curves((10**7, float("nan"), float("nan")), (10**7, float("nan"), float("nan"))), {"k0": 0.7, "k1": 0.7}),
+        # A kernel without weights takes no part.
+        (curves((0, 0.1, 0.2), (100, 0.1, 0.2)), {"k1": 0.7}),
+    ],
+)
+def test_odd_curves_add_up(found, expected):
+    table = found.distribution(0.7)
+    assert table == {path: pytest.approx(share, abs=1e-6) for path, share in expected.items()}
+    sizes = {kernel.path: kernel.units for kernel in found.kernels}
+    assert sum(round(share * sizes[path]) for path, share in table.items()) == round(0.7 * sum(sizes.values()))
+
+
+def test_a_shared_layer_is_one_kernel():
+    keras.utils.set_random_seed(0)
+    x = keras.Input((16,))
+    shared = layers.Dense(16, name="shared", activation="tanh")
+    model = keras.Model(x, layers.Dense(3, name="head", activation="softmax")(shared(shared(x))))
+    found = pruning_sensitivity(model, X, sparsities=(0.5, 0.9))
+    assert [(kernel.path, kernel.size) for kernel in found.kernels] == [("shared/kernel", 256), ("head/kernel", 48)]
+    pruned = prune_weights(model, 0.7, distribution="sensitivity", data=X)
+    zeros = [np.count_nonzero(np.array(pruned.get_layer(name).kernel) == 0) for name in ("shared", "head")]
+    assert sum(zeros) == round(0.7 * (256 + 48))
+
+
 def test_pruning_at_once_and_while_training():
     expected = pruning_sensitivity(build(), X, samples=256).distribution(0.6)
     pruned = prune_weights(build(), 0.6, distribution="sensitivity", data=X)
@@ -105,6 +146,8 @@ def test_blocks_and_n_of_m():
     assert [kernel.units for kernel in found.kernels] == [128, 32, 16]
     found = pruning_sensitivity(build(), X, pattern="2:4")
     assert [point.sparsity for point in found.kernels[0].points] == [0.5]
+    with pytest.raises(UsageError, match=r"pattern 2:4 has the same sparsity in every kernel.*0\.8"):
+        found.distribution(0.8)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +155,8 @@ def test_blocks_and_n_of_m():
     [
         ({"sparsities": ()}, "sparsities to try"),
         ({"sparsities": (1.0,)}, "less than 1"),
+        ({"sparsities": (0.5, "0.8", None)}, "less than 1"),
+        ({"sparsities": (0.5, 0.8), "pattern": "2:4"}, r"pattern 2:4 has sparsity 0\.5.*0\.8"),
         ({"score": "movement"}, "needs a training"),
         ({"include": ("nothing",)}, "matches no layer"),
     ],
