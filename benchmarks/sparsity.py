@@ -7,16 +7,19 @@ counted in the file, where batch norm has given each channel a factor. Goal: now
 
     python benchmarks/sparsity.py --data DATA --work WORK
 
-Writes benchmarks/results/sparsity.json and .md. `--reuse` takes files that are in `--work` already.
+Writes benchmarks/results/sparsity.json and .md. `--reuse` takes files of the same `--epochs` and `--train` that are in
+`--work` already. One training per row: the intervals tell how far test images may mislead, not how trainings differ.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from quantization_nets import NETS, Arrays, ensure_net, load_arrays
-from sparsity_tools import SETTINGS, TOOLS
+from quantization_peers import BATCH_SIZE
+from sparsity_tools import CLUSTERING_RATE, GROWING, PRUNING_RATE, SETTINGS, TOOLS
 
 CHOSEN = ("fashion_resnet8", "cifar_resnet8")
+NOTE = (
+    "Differences are bmcompress minus tfmot in points, paired on the same images; all intervals are 95 % and cover the "
+    "choice of test images, not how two trainings of the same tool differ. Accuracies are of the samples in DATA, which "
+    "may be a part or another split of the official data set: compare them with nothing but each other."
+)
 GOAL = "upper end of difference_ci95_pp >= 0"
 
 
@@ -37,7 +46,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(CHOSEN))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--epochs", type=int, default=3, help="of each training (default: 3)")
-    parser.add_argument("--train", type=int, default=30000, help="training samples (default: 30000)")
+    parser.add_argument("--train", type=int, default=30000, help="training samples at most (default: 30000)")
+    parser.add_argument("--processes", type=int, default=2, help="trainings at the same time (default: 2)")
     parser.add_argument("--reuse", action="store_true", help="keep the files of an earlier run in --work")
     parser.add_argument("--quick", action="store_true", help="smoke test: few samples, one epoch; results are not kept")
     parser.add_argument("--tool", choices=TOOLS, help=argparse.SUPPRESS)  # the child process of one tool
@@ -53,7 +63,8 @@ def load(name: str, arguments: argparse.Namespace) -> Arrays:
 
 
 def file_of(name: str, setting: str, tool: str, arguments: argparse.Namespace) -> Path:
-    folder = arguments.work / ("sparsity-quick" if arguments.quick else "sparsity") / name
+    kind = "sparsity-quick" if arguments.quick else f"sparsity-{arguments.epochs}x{arguments.train}"
+    folder = arguments.work / kind / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder / f"{setting.replace('%', '').replace(':', '-').replace(' ', '-')}-{tool}.tflite"
 
@@ -76,15 +87,21 @@ def run_tool(arguments: argparse.Namespace) -> None:
         print(f"{name}: {setting}: {arguments.tool}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
 
-def write_files(name: str, arguments: argparse.Namespace) -> None:
-    """Let both tools write their files at the same time."""
-    children = []
-    for tool in TOOLS:
+def write_files(arguments: argparse.Namespace) -> None:
+    """Let both tools write their files of all nets."""
+
+    def start(job: tuple[str, str]) -> int:
+        name, tool = job
         command = [sys.executable, __file__, *sys.argv[1:], "--nets", name, "--tool", tool]
         environment = os.environ | ({"TF_USE_LEGACY_KERAS": "1"} if tool == "tfmot" else {})
-        children.append(subprocess.Popen(command, env=environment))
-    if any(child.wait() for child in children):
-        raise SystemExit(f"{name}: a tool failed, see above")
+        return subprocess.run(command, env=environment, check=False).returncode
+
+    jobs = list(itertools.product(arguments.nets, TOOLS))
+    with ThreadPoolExecutor(arguments.processes) as pool:
+        codes = list(pool.map(start, jobs))
+    failed = [" ".join(job) for job, code in zip(jobs, codes, strict=True) if code]
+    if failed:
+        raise SystemExit(f"failed, see above: {', '.join(failed)}")
 
 
 def measure(name: str, setting: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -123,6 +140,17 @@ def measure(name: str, setting: str, arguments: argparse.Namespace) -> list[dict
     return rows
 
 
+def options() -> str:
+    """Return the command line without the paths."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        if word in ("--data", "--work"):
+            next(words, None)
+        elif not word.startswith(("--data=", "--work=")):
+            kept.append(word)
+    return " ".join(kept)
+
+
 def percent(share: float) -> float:
     return round(100 * share, 2)
 
@@ -136,14 +164,22 @@ def main() -> None:
 
     machine, rows, nets = describe_machine(), [], {}
     for name in arguments.nets:
-        _, nets[name] = ensure_net(NETS[name], load_arrays(NETS[name], arguments.data), arguments.work)
-        write_files(name, arguments)
-        for setting in arguments.settings:
-            rows += measure(name, setting, arguments)
+        _, facts = ensure_net(NETS[name], load_arrays(NETS[name], arguments.data), arguments.work)
+        used = load(name, arguments)
+        nets[name] = facts | {"train_samples": len(used.y_train), "test_samples": len(used.y_test)}
+    write_files(arguments)
+    for name, setting in itertools.product(arguments.nets, arguments.settings):
+        rows += measure(name, setting, arguments)
     report = {
-        "command": "python benchmarks/sparsity.py --data DATA --work WORK",
+        "command": f"python benchmarks/sparsity.py --data DATA --work WORK {options()}".strip(),
         "goal": GOAL,
-        "settings": {key: getattr(arguments, key) for key in ("epochs", "train")},
+        "settings": {
+            **{key: getattr(arguments, key) for key in ("epochs", "train", "processes", "reuse")},
+            "batch_size": BATCH_SIZE,
+            "pruning_rate": PRUNING_RATE,
+            "clustering_rate": CLUSTERING_RATE,
+            "sparsity_grows_until": GROWING,
+        },
         "machine": machine,
         "nets": nets,
         "below_tfmot": [
@@ -160,9 +196,10 @@ def main() -> None:
 
 def write_markdown(path: Path, report: dict[str, Any]) -> None:
     """Write the rows as tables, one for each net."""
-    lines = ["# Pruning and clustering beside tfmot", "", f"`{report['command']}`: {report['settings']}", ""]
+    lines = ["# Pruning and clustering beside tfmot", "", f"`{report['command']}`: {report['settings']}", "", NOTE, ""]
     for name, facts in report["nets"].items():
-        lines += [f"## {name}: float {facts['accuracy_percent']} %", ""]
+        samples = f"{facts['train_samples']:,} training and {facts['test_samples']:,} test images"
+        lines += [f"## {name}: float {facts['accuracy_percent']} %, {samples}", ""]
         lines += ["| setting | tool | accuracy | difference | zeros | distinct | bytes | gzip |", "|---" * 8 + "|"]
         for row in report["rows"]:
             if row["net"] != name:

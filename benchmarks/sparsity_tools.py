@@ -14,6 +14,7 @@ from quantization_nets import Arrays, Net, tuning_samples
 from quantization_peers import BATCH_SIZE, copy_weights
 
 GROWING = 0.7  # share of the training after which the final sparsity stays
+FREQUENCY = 100  # steps between two looks of tfmot at its schedule, which is its default
 PRUNING_RATE, CLUSTERING_RATE = 1e-3, 3e-4
 
 
@@ -45,7 +46,7 @@ SETTINGS = {
 def fit(k: Any, model: Any, net: Net, arrays: Arrays, epochs: int, rate: float, callbacks: list[Any]) -> None:
     """Train a model of Keras or tf_keras: Adam along half a cosine to 0."""
     x, y, epochs = tuning_samples(net, arrays, epochs)
-    schedule = k.optimizers.schedules.CosineDecay(rate, steps_of(net, arrays, epochs))
+    schedule = k.optimizers.schedules.CosineDecay(rate, -(-len(y) // BATCH_SIZE) * epochs)
     model.compile(k.optimizers.Adam(schedule), "sparse_categorical_crossentropy")
     model.fit(x, y, batch_size=BATCH_SIZE, epochs=epochs, callbacks=callbacks, verbose=0)
 
@@ -56,6 +57,16 @@ def steps_of(net: Net, arrays: Arrays, epochs: int) -> int:
     return -(-len(y) // BATCH_SIZE) * epochs
 
 
+def growth_of(steps: int) -> tuple[int, int]:
+    """Return the step at which both tools reach the final sparsity, and how often tfmot looks at its schedule.
+
+    tfmot stops short of the final sparsity unless the first is a multiple of the second.
+    """
+    end = round(GROWING * steps)
+    frequency = min(FREQUENCY, end)
+    return round(end / frequency) * frequency, frequency
+
+
 def ours(net: Net, arrays: Arrays, keras_file: Path, setting: Setting, epochs: int, file: Path) -> None:
     """Train with a callback of bmcompress, and export."""
     import keras
@@ -64,12 +75,15 @@ def ours(net: Net, arrays: Arrays, keras_file: Path, setting: Setting, epochs: i
 
     keras.utils.set_random_seed(0)
     model = keras.saving.load_model(keras_file, compile=False)
+    steps = steps_of(net, arrays, epochs)
     if setting.clusters:
         callback = compress.Clustering(setting.clusters)
     else:
         callback = compress.Pruning(
             setting.sparsity,
-            schedule=compress.ConstantSchedule() if setting.n_of_m else compress.PolynomialSchedule(end=GROWING),
+            schedule=compress.ConstantSchedule()
+            if setting.n_of_m
+            else compress.PolynomialSchedule(end=growth_of(steps)[0] / steps),
             pattern="{}:{}".format(*setting.n_of_m) if setting.n_of_m else "unstructured",
             exclude=[_first_convolution(model).name] if setting.n_of_m else [],  # it has 1 or 3 inputs
         )
@@ -93,8 +107,8 @@ def tfmot(net: Net, arrays: Arrays, keras_file: Path, setting: Setting, epochs: 
         wrapped = api.cluster_weights(model, setting.clusters, api.CentroidInitialization.KMEANS_PLUS_PLUS)
         strip = api.strip_clustering
     else:
-        end = round(GROWING * steps_of(net, arrays, epochs))
-        options = {"pruning_schedule": api.PolynomialDecay(0.0, setting.sparsity, 0, end)}
+        end, frequency = growth_of(steps_of(net, arrays, epochs))
+        options = {"pruning_schedule": api.PolynomialDecay(0.0, setting.sparsity, 0, end, frequency=frequency)}
         if setting.n_of_m:
             options = {"pruning_schedule": api.ConstantSparsity(0.5, 0), "sparsity_m_by_n": setting.n_of_m}
         first = _first_convolution(model) if setting.n_of_m else None

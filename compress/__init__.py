@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "BenchmarkReport": "compress.measure.results",
     "BmcompressError": "compress.errors",
+    "ChannelPruning": "compress.passes.prune_channels",
     "Clustering": "compress.clustering.callback",
     "Comparison": "compress.measure.comparison",
     "ConstantSchedule": "compress.pruning.schedules",
@@ -45,6 +46,7 @@ _PUBLIC = {
     "export_model": "compress.deploy.exporting",
     "export_models": "compress.deploy.exporting",
     "fake_quantize": "compress.quantization.fake_quantization",
+    "find_channel_groups": "compress.channels.groups",
     "fine_tune": "compress.finetuning",
     "fold_batch_norm": "compress.quantization.folding",
     "inspect_model": "compress.models.inspection",
@@ -53,9 +55,11 @@ _PUBLIC = {
     "load_recipe": "compress.recipe",
     "measure_sensitivity": "compress.quantization.model_sensitivity",
     "measure_widths": "compress.quantization.mixed_precision",
+    "prune_channels": "compress.channels.pruning",
     "prune_weights": "compress.pruning.magnitude",
     "pruning_sensitivity": "compress.pruning.sensitivity",
     "reestimate_batch_norm": "compress.training.batch_norm",
+    "register_rule": "compress.channels.rules",
     "run": "compress.runner",
     "snap_biases": "compress.quantization.deployment",
     "weight_gradients": "compress.models.gradients",
@@ -77,6 +81,9 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from compress.channels.groups import find_channel_groups
+    from compress.channels.pruning import prune_channels
+    from compress.channels.rules import register_rule
     from compress.checking import check_budgets
     from compress.clustering.callback import Clustering
     from compress.clustering.clustered_weights import cluster_weights
@@ -99,6 +106,7 @@ if TYPE_CHECKING:
     from compress.passes.distill import Distillation
     from compress.passes.finetune import FineTuning
     from compress.passes.prune import MagnitudePruning
+    from compress.passes.prune_channels import ChannelPruning
     from compress.passes.ptq import PostTrainingQuantization
     from compress.passes.qat import QuantizationAwareTraining
     from compress.pruning.callback import Pruning

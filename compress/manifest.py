@@ -50,6 +50,8 @@ class StepRecord(_Record):
     reverted: bool = False
     """Whether the step broke its `max_drop` and the model before it was kept."""
     notes: list[str] = []
+    record: dict[str, Any] = {}
+    """What the pass tells of what it did, such as the channels that were kept."""
 
 
 class Manifest(_Record):

@@ -209,6 +209,7 @@ class _Runner:
             metrics=metrics if reverted else measured,
             reverted=reverted,
             notes=notes,
+            record={} if reverted else item.record(),
         )
 
     def _hold(

@@ -17,7 +17,7 @@ _BASE = {"errors", "options", "progress", "files", "worker", "strict_yaml", ""}
 _MODELS = {*_BASE, "models", "data"}
 _TECHNIQUE = {*_MODELS, "training"}
 _BELOW_RUNNER = {
-    *_TECHNIQUE, "pruning", "clustering", "quantization", "restoring", "survival", "distillation", "finetuning", "passes", "deploy", "measure", "gate", "recipe", "plan",
+    *_TECHNIQUE, "pruning", "channels", "clustering", "quantization", "restoring", "survival", "distillation", "finetuning", "passes", "deploy", "measure", "gate", "recipe", "plan",
     "manifest", "run_directory", "run_result", "recipe_library", "preparation",
 }  # fmt: skip
 
@@ -34,13 +34,23 @@ ALLOWED = {
     "training": _TECHNIQUE,
     "pruning": {*_TECHNIQUE, "pruning"},
     "clustering": {*_TECHNIQUE, "clustering"},
+    "channels": {*_TECHNIQUE, "channels"},
     "quantization": {*_MODELS, "quantization"},
     "finetuning": _TECHNIQUE,
     "distillation": _TECHNIQUE,
     "deploy": {*_MODELS, "quantization", "deploy"},
     "measure": {*_MODELS, "deploy", "measure"},
     "gate": {*_MODELS, "measure", "gate"},
-    "passes": {*_TECHNIQUE, "pruning", "clustering", "quantization", "distillation", "finetuning", "passes"},
+    "passes": {
+        *_TECHNIQUE,
+        "pruning",
+        "channels",
+        "clustering",
+        "quantization",
+        "distillation",
+        "finetuning",
+        "passes",
+    },
     "restoring": {*_MODELS, "quantization", "measure"},
     "survival": {*_MODELS, "quantization", "measure"},
     "recipe": {*_BASE, "data", "passes", "gate"},

@@ -22,12 +22,18 @@ def inspect(
     xnnpack: Annotated[
         bool, typer.Option("--xnnpack", help="Show which layers LiteRT's sparse kernels would accept; loads the model.")
     ] = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="Show which channels go together, and which stay and why; loads the model.")
+    ] = False,
     allow_import: AllowImport = None,
     json_output: Json = False,
 ) -> None:
     """Show layers, shapes, parameters, sparsity, MACs and what each pass would touch, without loading the model."""
     if xnnpack:
         _show_xnnpack(model, tuple(allow_import or ()), json_output)
+        return
+    if groups:
+        _show_groups(model, tuple(allow_import or ()), json_output)
         return
     from compress.cli.tables import inspection_rows, inspection_totals
     from compress.cli.terminal import print_json, print_table, printable
@@ -58,6 +64,25 @@ def _show_xnnpack(path: str, packages: tuple[str, ...], json_output: bool) -> No
     rows = [[printable(each.path), "yes" if each.qualifies else "no", printable(each.reason)] for each in verdicts]
     print_table(["layer", "qualifies", "why not"], rows, title=printable(path))
     print(EXPECTATION)
+
+
+def _show_groups(path: str, packages: tuple[str, ...], json_output: bool) -> None:
+    from compress.cli.terminal import print_json, print_table, printable, say
+
+    say("loading TensorFlow ...")
+    from compress.channels.groups import find_channel_groups
+    from compress.models.opening import load_model
+
+    rows = find_channel_groups(load_model(path, allow_imports=packages)).describe()
+    if json_output:
+        print_json(rows)
+        return
+    header = ["channels", "made by", "read by", "frozen"]
+    cells = [
+        [f"{row['channels'] or ''}", ", ".join(row["layers"]), ", ".join(row["read_by"]), row["frozen"] or ""]
+        for row in rows
+    ]
+    print_table(header, [[printable(cell) for cell in each] for each in cells], title=printable(path))
 
 
 @command

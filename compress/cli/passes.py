@@ -212,6 +212,50 @@ def prune(
 
 
 @pass_command
+def prune_channels(
+    model: Model,
+    ratio: Annotated[str, typer.Option("--ratio", help="Share of the channels to remove, such as 0.5 or 50%.")],
+    importance: Annotated[
+        str | None, typer.Option("--importance", help="l1, l2, bn_scale, fpgm, taylor or random.")
+    ] = None,
+    ranking: Annotated[
+        str | None, typer.Option("--ranking", help="local: each group loses this share; global: all together do.")
+    ] = None,
+    multiple_of: Annotated[
+        int | None, typer.Option("--multiple-of", min=1, help="Round numbers of channels to a multiple; 8 by default.")
+    ] = None,
+    norm: Annotated[
+        str | None, typer.Option("--norm", help="allow: channels under LayerNormalization may go, too.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Rounds of cutting and training.")] = None,
+    epochs: EpochCount = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    teacher: Teacher = None,
+) -> OnePass:
+    """Remove whole channels, then train; --epochs 0 only cuts and needs no data."""
+    from compress.strict_yaml import parse_scalar
+
+    options = {
+        "ratio": parse_scalar(ratio),
+        "importance": importance,
+        "ranking": ranking,
+        "multiple_of": multiple_of,
+        "norm": norm,
+        "steps": steps,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "include": include,
+        "exclude": exclude,
+        "teacher": {"path": teacher} if teacher not in (None, "input") else teacher,
+    }
+    return OnePass("prune_channels", model, options)
+
+
+@pass_command
 def cluster(
     model: Model,
     clusters: Annotated[int, typer.Option("--clusters", min=2, help="The most distinct values of a kernel: 16, 32.")],

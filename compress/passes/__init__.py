@@ -14,12 +14,14 @@ BUILT_IN: dict[str, str] = {
     "distill": "compress.passes.distill:Distillation",
     "finetune": "compress.passes.finetune:FineTuning",
     "prune": "compress.passes.prune:MagnitudePruning",
+    "prune_channels": "compress.passes.prune_channels:ChannelPruning",
     "ptq": "compress.passes.ptq:PostTrainingQuantization",
     "qat": "compress.passes.qat:QuantizationAwareTraining",
 }
 
 _OTHER_WORDS = {
     "clustering": "cluster",
+    "channel_pruning": "prune_channels",
     "distillation": "distill",
     "fine_tune": "finetune",
     "pruning": "prune",

@@ -87,6 +87,10 @@ class Pass(Options):
         """Return sentences on what this pass left undone in `model`, which it made; a run keeps them."""
         return []
 
+    def record(self) -> dict[str, Any]:
+        """Return what the last call of this pass did, as plain values for the manifest."""
+        return {}
+
     def needs_data(self) -> tuple[str, ...]:
         """Return the names of the splits that this pass reads."""
         return ()

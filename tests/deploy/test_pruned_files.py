@@ -64,8 +64,7 @@ def onnx_weights(path) -> list[np.ndarray]:
         if values.ndim < 2 or values.dtype not in (np.float32, np.uint8):
             continue
         readers = [node for node in graph.node if name in node.input]
-        if values.dtype == np.uint8:
-            values = values.astype("int32") - 128
+        weight = values.astype("int32") - 128 if values.dtype == np.uint8 else values
         turned = any(each.i for node in readers for each in node.attribute if each.name == "transB")
-        found.append(np.moveaxis(values, 1, -1) if values.ndim == 4 or turned else values.T)
+        found.append(np.moveaxis(weight, 1, -1) if weight.ndim == 4 or turned else weight.T)
     return found

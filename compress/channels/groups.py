@@ -1,0 +1,169 @@
+"""Which channels of a model go together: units that stay or go as a whole, and groups that a ratio applies to.
+
+A unit is every place, in whatever tensor and weight, that a removed channel takes with it. Units whose channels equal
+layers make are ranked together (a *block*); blocks that share a maker are one group. Source of dependency groups: Fang
+et al. 2023 (DepGraph), arXiv:2301.12900; here axes carry atoms, so joins and sums of joins need no case of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from compress.channels import rules_elementwise, rules_linear, rules_shape  # noqa: F401  (they register their rules)
+from compress.channels.atoms import Atoms, Axes
+from compress.channels.rules import Norm, apply_rule, freeze_all, output_tensors
+from compress.errors import UsageError
+from compress.models.graph import Graph, copy_graph
+from compress.models.walking import find_layers
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Units that the same layers make.
+
+    Args:
+        producers: paths of these layers.
+        units: its units, in the order of the first layer's channels.
+    """
+
+    producers: tuple[str, ...]
+    units: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Blocks that share a layer that makes their channels.
+
+    Args:
+        producers: paths of the layers that make them.
+        readers: paths of the layers whose weights read them.
+        blocks: what is ranked together.
+    """
+
+    producers: tuple[str, ...]
+    readers: tuple[str, ...]
+    blocks: tuple[Block, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return sum(len(block.units) for block in self.blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroups:
+    """The groups of a model.
+
+    Args:
+        graph: the graph of a copy of the model, whose layers hold the weights that `atoms` speaks of.
+        atoms: all atoms.
+        groups: what can be removed.
+        frozen: reason by path of each layer some of whose channels must stay.
+    """
+
+    graph: Graph
+    atoms: Atoms
+    groups: tuple[Group, ...]
+    frozen: dict[str, str]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return a row for each group, and one for each layer whose channels must stay."""
+        rows: list[dict[str, Any]] = [
+            {"layers": list(group.producers), "channels": group.size, "read_by": list(group.readers), "frozen": None}
+            for group in self.groups
+        ]
+        for path, reason in self.frozen.items():
+            rows.append({"layers": [path], "channels": None, "read_by": [], "frozen": reason})
+        return rows
+
+
+def find_channel_groups(model: keras.Model, *, norm: Norm = "freeze") -> ChannelGroups:
+    """Return the channel groups of a functional or sequential model; nested ones are opened.
+
+    Args:
+        model: a float model; it is not changed.
+        norm: `"freeze"` keeps the channels that a LayerNormalization or RMSNormalization norms over: without some of
+            them their statistics differ. `"allow"` removes them all the same, and training has to recover.
+
+    Raises:
+        UsageError: the model is fake-quantized.
+        ModelError: the calls of the model are known to Python alone.
+    """
+    if any(type(layer).__name__ == "QuantizedLayer" for _, layer in find_layers(model)):
+        raise UsageError(
+            f"expected a float model. Received: model {model.name!r}, which is fake-quantized",
+            "Prune channels before you quantize.",
+        )
+    graph = copy_graph(model)
+    atoms = Atoms(norm)
+    axes: dict[int, Axes] = {id(tensor): [None] * len(tensor.shape) for tensor in _tensors(graph.inputs)}
+    for node in graph.nodes:
+        inputs = [axes[id(tensor)] for tensor in node.inputs]
+        try:
+            outputs = apply_rule(node, inputs, atoms)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            # A layer of the user's own that is called as one of Keras; what is not understood stays as it is.
+            outputs = freeze_all(node, inputs, atoms, f"{node.path} ({node.kind}): {type(error).__name__}")
+        axes.update((id(tensor), own) for tensor, own in zip(output_tensors(node), outputs, strict=True))
+    for tensor in _tensors(graph.outputs):
+        for axis in axes[id(tensor)]:
+            atoms.freeze(axis, "is an output of the model")
+    return ChannelGroups(graph, atoms, tuple(_group(atoms)), _frozen_layers(atoms))
+
+
+def _tensors(structure: Any) -> list[keras.KerasTensor]:
+    return [each for each in keras.tree.flatten(structure) if isinstance(each, keras.KerasTensor)]
+
+
+def _group(atoms: Atoms) -> list[Group]:
+    frozen = atoms.frozen_units()
+    makers: dict[int, dict[str, None]] = {}
+    for producer in atoms.producers:
+        for unit in atoms.units(producer.atoms).tolist():
+            if unit not in frozen:
+                makers.setdefault(unit, {})[producer.path] = None
+    blocks: dict[tuple[str, ...], list[int]] = {}
+    for unit, paths in makers.items():
+        blocks.setdefault(tuple(paths), []).append(unit)
+    readers: dict[int, dict[str, None]] = {}
+    for weight in atoms.weights:
+        if weight.role == "reads":
+            for unit in np.unique(atoms.units(weight.atoms)).tolist():
+                readers.setdefault(unit, {})[weight.path] = None
+    groups = []
+    for members in _connected(list(blocks)):
+        own = [Block(paths, np.array(blocks[paths], np.int64)) for paths in members]
+        units = [unit for block in own for unit in block.units.tolist()]
+        reading = dict.fromkeys(path for unit in units for path in readers.get(unit, ()))
+        producers = dict.fromkeys(path for paths in members for path in paths)
+        groups.append(Group(tuple(producers), tuple(reading), tuple(own)))
+    return groups
+
+
+def _connected(keys: list[tuple[str, ...]]) -> list[list[tuple[str, ...]]]:
+    """Return the keys in lists of those that share a name, directly or through others."""
+    parts: list[tuple[set[str], list[tuple[str, ...]]]] = []
+    for key in keys:
+        joined = [part for part in parts if part[0] & set(key)]
+        names, members = set(key), []
+        for part in joined:
+            names |= part[0]
+            members += part[1]
+            parts.remove(part)
+        parts.append((names, [*members, key]))
+    return [members for _, members in parts]
+
+
+def _frozen_layers(atoms: Atoms) -> dict[str, str]:
+    frozen = atoms.frozen_units()
+    found: dict[str, str] = {}
+    for producer in atoms.producers:
+        for unit in atoms.units(producer.atoms).tolist():
+            if unit in frozen:
+                found.setdefault(producer.path, frozen[unit])
+                break
+    return found

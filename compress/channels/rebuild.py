@@ -1,0 +1,142 @@
+"""From groups and the units to remove to a new, plain, narrower model; and the check that it computes the same.
+
+The reference for the check is the original with the removed channels silenced where they are read, which is exact also
+where an activation makes something of nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import keras
+import numpy as np
+
+from compress.channels.groups import ChannelGroups
+from compress.errors import ModelError
+from compress.models.graph import Node, repeat, rewrite_graph
+
+_TOLERANCE = 1e-4
+_SAMPLES = 4
+_OPEN_SIZE = 16
+
+
+def narrow(groups: ChannelGroups, removed: Collection[int]) -> keras.Model:
+    """Return a new functional model without the removed units, with the layer names and options of the original.
+
+    Args:
+        groups: of the model.
+        removed: units.
+    """
+    keep = _kept(groups, removed)
+    rebuilt: dict[int, keras.Operation] = {}
+
+    def call(node: Node, *args: Any, **kwargs: Any) -> Any:
+        operation = node.operation
+        if id(operation) not in rebuilt:
+            rebuilt[id(operation)] = _rebuild(groups, operation, keep)
+        return rebuilt[id(operation)](*args, **kwargs)
+
+    model = rewrite_graph(groups.graph, call)
+    for node in groups.graph.nodes:
+        if isinstance(node.operation, keras.Layer):
+            _copy_weights(groups, node.operation, rebuilt[id(node.operation)], keep)
+    return model
+
+
+def silence(groups: ChannelGroups, removed: Collection[int]) -> keras.Model:
+    """Return the original with zeros in the weights that read removed units; it shares the layers of `groups.graph`.
+
+    The weights stay so: call it once the narrow model is made.
+    """
+    keep = _kept(groups, removed)
+    for weight in groups.atoms.weights:
+        if weight.role == "reads":
+            mask = keep[id(weight.atoms)]
+            shape = [1] * len(weight.variable.shape)
+            shape[weight.axis] = -1
+            values = keras.ops.convert_to_numpy(weight.variable)
+            weight.variable.assign(np.where(mask.reshape(shape), values, np.zeros((), values.dtype)))
+    return rewrite_graph(groups.graph, repeat)
+
+
+def check_equal(narrowed: keras.Model, reference: keras.Model, samples: Any = None) -> float:
+    """Return the largest difference of the outputs, relative to the largest output, or raise ModelError.
+
+    Args:
+        narrowed: the narrow model.
+        reference: the silenced original.
+        samples: inputs in the structure of the model's; random ones by default.
+    """
+    inputs = _draw(reference) if samples is None else samples
+    first, second = (_outputs(model, inputs) for model in (narrowed, reference))
+    worst = 0.0
+    for one, other in zip(first, second, strict=True):
+        scale = float(np.abs(other).max(initial=0)) or 1.0
+        worst = max(worst, float(np.abs(one - other).max(initial=0)) / scale)
+    if not worst <= _TOLERANCE:
+        raise ModelError(
+            f"the narrower model does not compute what the original does without the removed channels. "
+            f"Received: a difference of {worst:.3g}, allowed are {_TOLERANCE:g}",
+            "Leave out the layers with rules of your own, or report the model.",
+        )
+    return worst
+
+
+def _outputs(model: keras.Model, inputs: Any) -> list[np.ndarray]:
+    outputs = keras.tree.flatten(model(inputs, training=False))
+    return [keras.ops.convert_to_numpy(each).astype("float64") for each in outputs]
+
+
+def _kept(groups: ChannelGroups, removed: Collection[int]) -> dict[int, np.ndarray]:
+    """Return by `id` of an array of atoms which of them stay."""
+    gone = np.array(sorted(removed), np.int64)
+    arrays = [weight.atoms for weight in groups.atoms.weights]
+    arrays += [edit.atoms for edits in groups.atoms.edits.values() for edit in edits]
+    return {id(array): ~np.isin(groups.atoms.units(array), gone) for array in arrays}
+
+
+def _rebuild(groups: ChannelGroups, operation: keras.Operation, keep: dict[int, np.ndarray]) -> keras.Operation:
+    """Return an operation like this one for fewer channels, without its weights."""
+    edits = groups.atoms.edits.get(id(operation), [])
+    if not isinstance(operation, keras.Layer) and not edits:
+        return operation
+    config = operation.get_config()
+    for edit in edits:
+        config[edit.key] = edit.value(int(keep[id(edit.atoms)].sum()))
+    return type(operation).from_config(_unbuilt(config))
+
+
+def _unbuilt(config: Any) -> Any:
+    """Return a configuration without the shapes for which layers inside the layer were built."""
+    if isinstance(config, dict):
+        return {key: _unbuilt(value) for key, value in config.items() if key != "build_config"}
+    return [_unbuilt(each) for each in config] if isinstance(config, list) else config
+
+
+def _copy_weights(groups: ChannelGroups, source: keras.Layer, target: keras.Layer, keep: dict[int, np.ndarray]) -> None:
+    cuts: dict[int, list[tuple[int, np.ndarray]]] = {}
+    own = {id(variable) for variable in source.variables}
+    for weight in groups.atoms.weights:
+        if id(weight.variable) in own:
+            cuts.setdefault(id(weight.variable), []).append((weight.axis, keep[id(weight.atoms)]))
+    for before, after in zip(source.variables, target.variables, strict=True):
+        values = keras.ops.convert_to_numpy(before)
+        for axis, mask in cuts.get(id(before), ()):
+            values = np.compress(mask, values, axis)
+        after.assign(values)
+        after.trainable = before.trainable
+
+
+def _draw(model: keras.Model) -> Any:
+    """Return random inputs: normal floats, and integers 0 and 1, which every embedding has."""
+    generator = np.random.default_rng(0)
+
+    def draw(tensor: keras.KerasTensor) -> np.ndarray:
+        batch = tensor.shape[0] or _SAMPLES
+        shape = (batch, *(size or _OPEN_SIZE for size in tensor.shape[1:]))
+        if "float" in tensor.dtype:
+            return generator.standard_normal(shape, dtype="float32").astype(tensor.dtype)
+        return generator.integers(0, 2, shape).astype(tensor.dtype)
+
+    return keras.tree.map_structure(draw, model.input)

@@ -1,0 +1,190 @@
+"""Rules of operations that merge tensors, move axes, or work in space."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from compress.channels.atoms import Atoms, Axes, Axis
+from compress.channels.rules import channel_axis, fixed_outputs, freeze_all, output_tensors, register_rule
+from compress.models.graph import Node
+
+
+@register_rule("Add", "Average", "Divide", "Maximum", "Minimum", "Multiply", "Subtract", "TrueDivide")
+def merge(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
+    """Operands are aligned from the right, as NumPy does; an axis of length 1 is spread over the others'."""
+    (output,) = output_tensors(node)
+    constants = [each for each in _constants(node) if np.ndim(each)]
+    if len({len(axes) for axes in inputs}) > 1 and isinstance(node.operation, keras.Layer):
+        return freeze_all(node, inputs, atoms, f"{node.path} merges tensors of unlike rank")
+    result: Axes = []
+    for back in range(len(output.shape), 0, -1):
+        length = output.shape[-back]
+        own = [axes[-back] for axes, tensor in _pairs(node, inputs) if len(axes) >= back and tensor.shape[-back] != 1]
+        if length == 1:
+            own = [axes[-back] for axes in inputs if len(axes) >= back]
+        if any(np.ndim(each) >= back and np.shape(each)[-back] != 1 for each in constants):
+            own.append(None)
+        merged = own[0] if own else None
+        for other in own[1:]:
+            merged = atoms.tie(merged, other, f"{node.path} merges it with channels that are fixed")
+        result.append(merged)
+    return [result]
+
+
+def _pairs(node: Node, inputs: list[Axes]) -> list[tuple[Axes, keras.KerasTensor]]:
+    return list(zip(inputs, node.inputs, strict=True))
+
+
+def _constants(node: Node) -> list[Any]:
+    if isinstance(node.operation, keras.Layer):
+        return []
+    values = keras.tree.flatten((node.args, node.kwargs))
+    return [each for each in values if each is not None and not isinstance(each, keras.KerasTensor)]
+
+
+@register_rule("Concatenate")
+def concatenate(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
+    rank = len(inputs[0])
+    axis = node.operation.axis % rank
+    result: Axes = []
+    for place in range(rank):
+        if place != axis:
+            merged = inputs[0][place]
+            for other in inputs[1:]:
+                merged = atoms.tie(merged, other[place], f"{node.path} merges it with channels that are fixed")
+            result.append(merged)
+            continue
+        if all(axes[axis] is None for axes in inputs):
+            result.append(None)
+            continue
+        parts = []
+        for axes, tensor in _pairs(node, inputs):
+            own = axes[axis]
+            length = tensor.shape[axis]
+            parts.append(own if own is not None else atoms.fixed(length, f"{node.path} joins what is fixed"))
+        result.append(np.concatenate(parts))
+    return [result]
+
+
+@register_rule(
+    "AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "CenterCrop", "Cropping1D", "Cropping2D", "Cropping3D",
+    "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "Resizing", "UpSampling1D", "UpSampling2D", "UpSampling3D",
+    "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D",
+)  # fmt: skip
+def in_space(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
+    (x,) = inputs
+    channels = channel_axis(node.operation, len(x))
+    for axis, own in enumerate(x):
+        if axis != channels:
+            atoms.freeze(own, f"{node.path} works along it")
+    return [[own if axis == channels else None for axis, own in enumerate(x)]]
+
+
+@register_rule(
+    "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalMaxPooling1D",
+    "GlobalMaxPooling2D", "GlobalMaxPooling3D",
+)  # fmt: skip
+def global_pooling(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
+    x = inputs[0]
+    channels = channel_axis(node.operation, len(x))
+    for axis, own in enumerate(x):
+        if axis != channels:
+            atoms.freeze(own, f"{node.path} pools over it")
+    if not node.operation.keepdims:
+        return [[None, x[channels]]]
+    return [[own if axis == channels else None for axis, own in enumerate(x)]]
+
+
+@register_rule("Max", "Mean", "Min", "Sum")
+def reduce(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
+    (x,) = inputs
+    axis = node.operation.axis
+    axes = range(len(x)) if axis is None else {each % len(x) for each in keras.tree.flatten(axis)}
+    for each in axes:
+        atoms.freeze(x[each], f"{node.path} reduces over it")
+    if node.operation.keepdims:
+        return [[None if place in axes else own for place, own in enumerate(x)]]
+    return [[own for place, own in enumerate(x) if place not in axes]]
+
+
+@register_rule("Permute")
+def permute(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
+    (x,) = inputs
+    return [[x[0], *(x[place] for place in node.operation.dims)]]
+
+
+@register_rule("Transpose")
+def transpose(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
+    (x,) = inputs
+    order = node.operation.axes or range(len(x))[::-1]
+    return [[x[place] for place in order]]
+
+
+@register_rule("RepeatVector")
+def repeat_vector(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
+    (x,) = inputs
+    return [[x[0], None, x[1]]]
+
+
+@register_rule("ExpandDims")
+def expand_dims(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
+    (x,) = inputs
+    if not isinstance(node.operation.axis, int):
+        return freeze_all(node, inputs, atoms, f"{node.path} adds several axes")
+    result = list(x)
+    result.insert(node.operation.axis % (len(x) + 1), None)
+    return [result]
+
+
+@register_rule("Flatten", "Reshape")
+def reshape(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
+    """One axis with channels may be split, merged or moved as long as it still lies along one axis afterwards."""
+    (x,) = inputs
+    (output,) = output_tensors(node)
+    before, after = tuple(node.inputs[0].shape[1:]), tuple(output.shape[1:])
+    own = [axis for axis in range(1, len(x)) if x[axis] is not None]
+    if not own:
+        return fixed_outputs(node)
+    first = getattr(node.operation, "data_format", "channels_last") == "channels_first"
+    known = None not in before and None not in after and node.inputs[0].shape[0] == output.shape[0]
+    if len(own) > 1 or not known or (first and node.kind == "Flatten" and len(before) > 1):
+        return freeze_all(node, inputs, atoms, f"{node.path} ({node.kind}) mixes channels with other axes")
+    shape = [1] * len(before)
+    shape[own[0] - 1] = before[own[0] - 1]
+    grid = np.broadcast_to(x[own[0]].reshape(shape), before).reshape(after)
+    found = _along_one_axis(grid)
+    if found is None:
+        return freeze_all(node, inputs, atoms, f"{node.path} ({node.kind}) splits channels")
+    axis, values = found
+    if node.kind == "Reshape":
+        _edit_target(node, axis, values, atoms)
+    result: Axes = [None] * (len(after) + 1)
+    result[axis + 1] = values
+    return [result]
+
+
+def _along_one_axis(grid: np.ndarray) -> tuple[int, np.ndarray] | None:
+    """Return the axis along which all values of `grid` vary, and the values, or `None` where there is not one."""
+    for axis in range(grid.ndim):
+        line = grid[tuple(slice(None) if each == axis else 0 for each in range(grid.ndim))]
+        if np.array_equal(np.broadcast_to(_stand(line, axis, grid.ndim), grid.shape), grid):
+            return axis, line.copy()
+    return None
+
+
+def _stand(line: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    return line.reshape([-1 if each == axis else 1 for each in range(rank)])
+
+
+def _edit_target(node: Node, axis: int, values: Axis, atoms: Atoms) -> None:
+    """Let the shape that is asked for follow the channels; -1 follows by itself."""
+    config = node.operation.get_config()
+    key = next(name for name in ("target_shape", "newshape", "shape") if name in config)
+    target = list(config[key])
+    place = axis + (0 if key == "target_shape" else 1)  # the layer's has no batch axis
+    if target[place] != -1 or math.prod(target) == 0:
+        atoms.edit(node.operation, key, values, lambda n: (*target[:place], n, *target[place + 1 :]))

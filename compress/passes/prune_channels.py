@@ -1,0 +1,114 @@
+"""The pass `prune_channels`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, PrivateAttr
+
+from compress.options import parse_fraction
+from compress.passes.base import Pass
+from compress.passes.training import TeacherOption, resolve_teacher, train_copy
+from compress.training.options import Training
+
+if TYPE_CHECKING:
+    import keras
+
+    from compress.data.split import Data
+
+Ratio = Annotated[float, Field(ge=0, lt=1), BeforeValidator(parse_fraction, json_schema_input_type=float | str)]
+"""A share of the channels, such as `0.5` or `50%`."""
+
+
+class ChannelPruning(Training, Pass):
+    """Remove whole channels: the model gets physically narrower, smaller, and faster in every runtime.
+
+    Channels that sums, products or shared layers couple stay or go together (Fang et al. 2023, arXiv:2301.12900).
+    """
+
+    changes_structure: ClassVar[bool] = True
+    type: Literal["prune_channels"] = "prune_channels"
+    ratio: Ratio | dict[str, Ratio]
+    """Share of the channels to remove from each group, `0.5` or `50%`, or shares by pattern over layer paths."""
+    importance: Literal["l1", "l2", "bn_scale", "fpgm", "taylor", "random"] = "l2"
+    """What makes a channel important: the size of its weights, the factor that batch norm gives it, its distance to the
+    others (He et al. 2018, arXiv:1811.00250), what the loss would suffer, or chance."""
+    ranking: Literal["local", "global"] = "local"
+    """`local`: each group loses this share; `global`: all of them together do."""
+    multiple_of: int = Field(default=8, ge=1)
+    """Numbers of channels are rounded to a multiple: runtimes compute 63 channels more slowly than 64."""
+    minimum: int = Field(default=1, ge=1)
+    """Channels that stay at least, wherever some are removed."""
+    norm: Literal["freeze", "allow"] = "freeze"
+    """Whether channels under LayerNormalization and RMSNormalization may go, though their statistics change."""
+    include: tuple[str, ...] = ("*",)
+    """Shell patterns over layer paths; a group may lose channels if all layers that make them fit."""
+    exclude: tuple[str, ...] = ()
+    """Shell patterns over layer paths; a group with such a layer stays as it is."""
+    steps: int = Field(default=1, ge=1, le=100)
+    """In how many rounds channels go; the epochs are spread over them."""
+    epochs: int = Field(default=3, ge=0, le=1_000_000)
+    """Epochs of training afterwards; 0 only cuts, and needs no data."""
+    teacher: TeacherOption = None
+    """A model that teaches meanwhile: a `.keras` file, or `input` for the model that the recipe starts from."""
+    _kept: dict[str, list[int]] = PrivateAttr(default_factory=dict)
+
+    def apply(self, model: keras.Model, data: Data) -> keras.Model:
+        """Return a narrower copy of `model`, whose batch-norm statistics are new where there are samples."""
+        from compress.channels.pruning import prune_channels
+        from compress.training.batch_norm import reestimate_batch_norm
+
+        teacher = resolve_teacher(self.teacher, model)
+        self._kept.clear()
+        for index in range(self.steps):
+            result = prune_channels(
+                model,
+                self._ratio_of_a_step(),
+                importance=self.importance,
+                ranking=self.ranking,
+                include=self.include,
+                exclude=self.exclude,
+                multiple_of=self.multiple_of,
+                minimum=self.minimum,
+                norm=self.norm,
+                data=data.train,
+            )
+            self._note(result.kept)
+            model = result.model
+            if data.train is not None:
+                reestimate_batch_norm(model, data)
+            epochs = self.epochs * (index + 1) // self.steps - self.epochs * index // self.steps
+            if epochs:
+                part = self.model_copy(update={"epochs": epochs})
+                model = train_copy(model, data, part, teacher=teacher)
+        return model
+
+    def check(self, model: keras.Model) -> None:
+        """Raise an error where no channel can go, or the calls of the model are known to Python alone."""
+        from compress.channels.groups import find_channel_groups
+        from compress.channels.pruning import select_groups
+        from compress.channels.selection import require_ratio
+
+        groups = find_channel_groups(model, norm=self.norm)
+        select_groups(groups, self.include, self.exclude)
+        require_ratio(self.ratio, [path for group in groups.groups for path in group.producers])
+
+    def needs_data(self) -> tuple[str, ...]:
+        """Return the splits that it reads; cutting at once reads none, unless its score needs gradients."""
+        return ("train",) if self.epochs or self.importance == "taylor" else ()
+
+    def record(self) -> dict[str, Any]:
+        """Return the indices of the channels that were kept, by path of each layer that lost some."""
+        return {"kept_channels": dict(self._kept)}
+
+    def _ratio_of_a_step(self) -> float | dict[str, float]:
+        """Return the ratio with which all steps together remove the one that is asked for."""
+        if isinstance(self.ratio, dict):
+            return {pattern: 1 - (1 - value) ** (1 / self.steps) for pattern, value in self.ratio.items()}
+        return 1 - (1 - self.ratio) ** (1 / self.steps)
+
+    def _note(self, kept: dict[str, list[int]]) -> None:
+        """Remember which channels of the first model are left."""
+        for path, indices in kept.items():
+            before = self._kept.get(path)
+            self._kept[path] = indices if before is None else [before[index] for index in indices]
