@@ -32,6 +32,10 @@ def _quantizes(before, after) -> bool:
 # The options of each pass, and what must be seen in the statistics of its result.
 ROWS = {
     "prune": ({"sparsity": 0.75, **TRAINING}, lambda before, after: abs(after.kernel_sparsity - 0.75) < 0.01),
+    "prune_channels": (
+        {"ratio": 0.5, "multiple_of": 2, **TRAINING},
+        lambda before, after: after.macs < 0.6 * before.macs and after.parameters < 0.6 * before.parameters,
+    ),
     "cluster": ({"clusters": 8, **TRAINING}, lambda before, after: after.distinct == 16 < before.distinct),
     "distill": ({"teacher": "input", "alpha": 0.5, **TRAINING}, lambda before, after: after.nonzero == before.nonzero),
     "finetune": (TRAINING, lambda before, after: after.nonzero == before.nonzero),

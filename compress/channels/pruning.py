@@ -94,6 +94,8 @@ def prune_channels(
         minimum=minimum,
     )
     narrowed = name_outputs_as(narrow(groups, removed), model)
+    if type(model) is keras.Sequential and len(model.layers) == len(groups.graph.nodes):  # none of them is a model
+        narrowed = keras.Sequential(narrowed.layers, name=model.name)
     kept = kept_channels(groups, removed)
     exact = not any(set(groups.atoms.units(atoms).tolist()) & removed for atoms in groups.atoms.normed)
     difference = check_equal(narrowed, silence(groups, removed)) if exact else None
