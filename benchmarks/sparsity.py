@@ -33,8 +33,8 @@ from sparsity_tools import CLUSTERING_RATE, GROWING, PRUNING_RATE, SETTINGS, TOO
 CHOSEN = ("fashion_resnet8", "cifar_resnet8")
 NOTE = (
     "Differences are bmcompress minus tfmot in points, paired on the same images; all intervals are 95 % and cover the "
-    "choice of test images, not how two trainings of the same tool differ. Accuracies are of the samples in DATA, which "
-    "may be a part or another split of the official data set: compare them with nothing but each other."
+    "choice of test images, not how two trainings of the same tool differ. Accuracies are of the samples in DATA, "
+    "which may be a part or another split of the official data set: compare them with nothing but each other."
 )
 GOAL = "upper end of difference_ci95_pp >= 0"
 

@@ -17,6 +17,7 @@ Axis = np.ndarray | None
 """The atoms of one axis `(length,)`, or `None`."""
 Axes = list[Axis]
 """The atoms of each axis of a tensor, batch axis included."""
+Norm = Literal["freeze", "allow"]
 Role = Literal["makes", "reads", "passes"]
 """What a weight does with the channels along an axis: it makes them, it reads them, or it changes each by itself."""
 
@@ -76,7 +77,7 @@ class Atoms:
             `"allow"` lets them go.
     """
 
-    def __init__(self, norm: Literal["freeze", "allow"] = "freeze") -> None:
+    def __init__(self, norm: Norm = "freeze") -> None:
         self._norm = norm
         self.normed: list[np.ndarray] = []
         self._parents = np.zeros(0, np.int64)

@@ -14,8 +14,8 @@ import keras
 import numpy as np
 
 from compress.channels import rules_elementwise, rules_linear, rules_shape  # noqa: F401  (they register their rules)
-from compress.channels.atoms import Atoms, Axes
-from compress.channels.rules import Norm, apply_rule, freeze_all, output_tensors
+from compress.channels.atoms import Atoms, Axes, Norm
+from compress.channels.rules import apply_rule, freeze_all, output_tensors
 from compress.errors import UsageError
 from compress.models.graph import Graph, copy_graph
 from compress.models.walking import find_layers

@@ -9,15 +9,15 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from compress.channels.atoms import Norm
 from compress.channels.groups import ChannelGroups, Group, find_channel_groups
 from compress.channels.importance import SCORES, ChannelScore, score_units
 from compress.channels.rebuild import check_equal, narrow, silence
-from compress.channels.rules import Norm
 from compress.channels.selection import choose_units, require_ratio
 from compress.errors import DataError, UsageError
 from compress.models.copying import copy_compile_settings
 from compress.models.gradients import weight_gradients
-from compress.models.graph import name_outputs_as
+from compress.models.graph import name_outputs_as, repeat, rewrite_graph
 from compress.models.patterns import matches, require_matches
 
 ScoreName = Literal["l1", "l2", "bn_scale", "fpgm", "taylor", "random"]
@@ -153,8 +153,6 @@ def _scores(
     if importance == "taylor":
         if data is None:
             raise DataError("the importance taylor needs data with labels. Received: data=None", "Pass data=(x, y).")
-        from compress.models.graph import repeat, rewrite_graph
-
         same = rewrite_graph(groups.graph, repeat)  # holds the variables that the atoms speak of
         copy_compile_settings(model, same)
         trained = {id(variable) for variable in same.trainable_variables}

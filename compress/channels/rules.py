@@ -7,23 +7,33 @@ which atoms, and returns the atoms of its outputs. An operation without a rule f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import keras
 
 from compress.channels.atoms import Atoms, Axes
-from compress.models.graph import Node
+from compress.models.graph import Node, is_of_keras
 
 Rule = Callable[[Node, list[Axes], Atoms], list[Axes]]
 """`rule(node, inputs, atoms)`: the axes of each output, for the axes of each input tensor in `node.inputs`."""
-Norm = Literal["freeze", "allow"]
 
 RULES: dict[str, Rule] = {}
-"""Rules by name of the operation's class; layers and operations of `keras.ops` share names where they do the same."""
+"""Rules by name of Keras' class; layers and operations of `keras.ops` share names where they do the same."""
+OWN_RULES: dict[str, Rule] = {}
+"""What users have registered by name of the class, their own or one of Keras; these come first."""
+
+
+def rule_of(*names: str) -> Callable[[Rule], Rule]:
+    """Make a function the rule of layers and operations of Keras by the names of their classes."""
+
+    def enter(rule: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, rule))
+        return rule
+
+    return enter
 
 
 def register_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Make a function the rule of operations by the names of their classes, also of your own layers.
+    """Make a function the rule of layers by the names of their classes, such as your own.
 
     ```python
     @compress.register_rule("MyScale")  # multiplies each channel by a weight of its own
@@ -36,7 +46,7 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
     """
 
     def register(rule: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, rule))
+        OWN_RULES.update(dict.fromkeys(names, rule))
         return rule
 
     return register
@@ -44,7 +54,9 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
 
 def apply_rule(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     """Return the axes of the outputs of a call; where no rule knows it, all that it touches is frozen."""
-    rule = RULES.get(node.kind)
+    rule = OWN_RULES.get(node.kind)
+    if rule is None and is_of_keras(type(node.operation)):
+        rule = RULES.get(node.kind)
     if rule is None:
         return freeze_all(node, inputs, atoms, f"{node.path} ({node.kind}) has no rule")
     return rule(node, inputs, atoms)

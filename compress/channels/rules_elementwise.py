@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from compress.channels.atoms import Atoms, Axes
-from compress.channels.rules import freeze_all, output_tensors, register_rule
+from compress.channels.rules import freeze_all, output_tensors, rule_of
 from compress.models.graph import Node
 
 _ELEMENTWISE = {
@@ -24,13 +24,13 @@ SAME = (
 )  # fmt: skip
 
 
-@register_rule(*SAME)
+@rule_of(*SAME)
 def same(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     """Each number becomes another one by itself."""
     return [list(inputs[0]) for _ in output_tensors(node)]
 
 
-@register_rule("Activation")
+@rule_of("Activation")
 def activation(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     return [activate(node, list(inputs[0]), atoms)]
 
@@ -44,21 +44,21 @@ def activate(node: Node, axes: Axes, atoms: Atoms) -> Axes:
     return axes
 
 
-@register_rule("Softmax", "LogSoftmax", "UnitNormalization")
+@rule_of("Softmax", "LogSoftmax", "UnitNormalization")
 def over_channels(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     for axis in inputs[0][1:]:
         atoms.freeze(axis, f"{node.path} ({node.kind}) looks at channels together")
     return [list(inputs[0])]
 
 
-@register_rule("Rescaling")
+@rule_of("Rescaling")
 def rescaling(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     if np.ndim(node.operation.scale) or np.ndim(node.operation.offset):
         return freeze_all(node, inputs, atoms, f"{node.path} has a factor for each channel")
     return [list(inputs[0])]
 
 
-@register_rule("PReLU")
+@rule_of("PReLU")
 def prelu(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     layer, (x,) = node.operation, inputs
     for axis in range(len(layer.alpha.shape)):
@@ -67,7 +67,7 @@ def prelu(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     return [list(x)]
 
 
-@register_rule("BatchNormalization")
+@rule_of("BatchNormalization")
 def batch_normalization(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     layer, (x, *_) = node.operation, inputs
     own = x[layer.axis]
@@ -77,7 +77,7 @@ def batch_normalization(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Ax
     return [list(x)]
 
 
-@register_rule("LayerNormalization", "RMSNormalization")
+@rule_of("LayerNormalization", "RMSNormalization")
 def layer_normalization(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     layer, (x,) = node.operation, inputs
     axes = [layer.axis] if isinstance(layer.axis, int) else list(layer.axis)
@@ -90,7 +90,7 @@ def layer_normalization(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Ax
     return [list(x)]
 
 
-@register_rule("GroupNormalization")
+@rule_of("GroupNormalization")
 def group_normalization(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     for axis in inputs[0][1:]:
         atoms.freeze(axis, f"{node.path} ({node.kind}) norms over groups of it")

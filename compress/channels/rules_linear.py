@@ -9,12 +9,12 @@ import keras
 import numpy as np
 
 from compress.channels.atoms import Atoms, Axes, Axis
-from compress.channels.rules import channel_axis, fixed_outputs, freeze_all, output_tensors, register_rule
+from compress.channels.rules import channel_axis, fixed_outputs, freeze_all, output_tensors, rule_of
 from compress.channels.rules_elementwise import activate
 from compress.models.graph import Node
 
 
-@register_rule("Conv1D", "Conv2D", "Conv3D")
+@rule_of("Conv1D", "Conv2D", "Conv3D")
 def convolution(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     layer, (x,) = node.operation, inputs
     channels = channel_axis(layer, len(x))
@@ -33,7 +33,7 @@ def convolution(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     return [_with_bias(node, x, channels, out, atoms)]
 
 
-@register_rule("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+@rule_of("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 def transposed_convolution(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     layer, (x,) = node.operation, inputs
     channels = channel_axis(layer, len(x))
@@ -44,7 +44,7 @@ def transposed_convolution(node: Node, inputs: list[Axes], atoms: Atoms) -> list
     return [_with_bias(node, x, channels, out, atoms)]
 
 
-@register_rule("DepthwiseConv1D", "DepthwiseConv2D")
+@rule_of("DepthwiseConv1D", "DepthwiseConv2D")
 def depthwise_convolution(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     layer, (x,) = node.operation, inputs
     channels = channel_axis(layer, len(x))
@@ -53,7 +53,7 @@ def depthwise_convolution(node: Node, inputs: list[Axes], atoms: Atoms) -> list[
     return [_with_bias(node, x, channels, out, atoms)]
 
 
-@register_rule("SeparableConv1D", "SeparableConv2D")
+@rule_of("SeparableConv1D", "SeparableConv2D")
 def separable_convolution(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     layer, (x,) = node.operation, inputs
     channels = channel_axis(layer, len(x))
@@ -79,7 +79,7 @@ def _with_bias(node: Node, x: Axes, channels: int, out: Axis, atoms: Atoms) -> A
     return activate(node, result, atoms)
 
 
-@register_rule("Dense")
+@rule_of("Dense")
 def dense(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     layer, (x,) = node.operation, inputs
     atoms.weight(node.path, layer.kernel, 0, x[-1], "reads")
@@ -91,7 +91,7 @@ def dense(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     return [activate(node, [*x[:-1], out], atoms)]
 
 
-@register_rule("EinsumDense")
+@rule_of("EinsumDense")
 def einsum_dense(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     """Axes that the equation sums over are read, axes that only the output has are made, all others pass through."""
     layer, (x,) = node.operation, inputs
@@ -135,17 +135,13 @@ def _edit_output_shape(layer: keras.Layer, out: Axes, atoms: Atoms) -> None:
     variable = [(index, axis) for index, axis in enumerate(out[len(out) - len(shape) :]) if axis is not None]
     if not variable:
         return
-    if len(variable) == 1:
-        index, axis = variable[0]
-        atoms.edit(layer, "output_shape", axis, lambda count: (*shape[:index], count, *shape[index + 1 :]))
-        return
-    for _, axis in variable[:-1]:  # one entry of the configuration can follow one axis
+    for _, axis in variable[:-1]:  # one entry of the configuration follows one axis
         atoms.freeze(axis, "one axis of an EinsumDense at a time can get shorter")
-    index, axis = variable[-1]
-    atoms.edit(layer, "output_shape", axis, lambda count: (*shape[:index], count, *shape[index + 1 :]))
+    index, last = variable[-1]
+    atoms.edit(layer, "output_shape", last, lambda count: (*shape[:index], count, *shape[index + 1 :]))
 
 
-@register_rule("Embedding")
+@rule_of("Embedding")
 def embedding(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     layer, (x,) = node.operation, inputs
     out = atoms.new(layer.output_dim, node.path)
@@ -157,7 +153,7 @@ def embedding(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
 _GATES = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}
 
 
-@register_rule(*_GATES)
+@rule_of(*_GATES)
 def recurrent(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     layer, (x, *states) = node.operation, inputs
     out = _cell(node, layer, x[-1], atoms)
@@ -180,7 +176,7 @@ def _cell(node: Node, layer: keras.Layer, x: Axis, atoms: Atoms) -> np.ndarray:
     return out
 
 
-@register_rule("Bidirectional")
+@rule_of("Bidirectional")
 def bidirectional(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     """Only what is read can get shorter: the layers inside have configurations of their own."""
     layer = node.operation
@@ -196,7 +192,7 @@ def bidirectional(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     return fixed_outputs(node)
 
 
-@register_rule("MultiHeadAttention")
+@rule_of("MultiHeadAttention")
 def attention(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     """Whole heads can go, and what the queries, keys and values are made of; the width of a head stays."""
     layer = node.operation

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 
 from compress.channels.atoms import Atoms, Axes, Axis
-from compress.channels.rules import channel_axis, fixed_outputs, freeze_all, output_tensors, register_rule
+from compress.channels.rules import channel_axis, fixed_outputs, freeze_all, output_tensors, rule_of
 from compress.models.graph import Node
 
 
-@register_rule("Add", "Average", "Divide", "Maximum", "Minimum", "Multiply", "Subtract", "TrueDivide")
+@rule_of("Add", "Average", "Divide", "Maximum", "Minimum", "Multiply", "Subtract", "TrueDivide")
 def merge(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     """Operands are aligned from the right, as NumPy does; an axis of length 1 is spread over the others'."""
     (output,) = output_tensors(node)
@@ -46,7 +46,7 @@ def _constants(node: Node) -> list[Any]:
     return [each for each in values if each is not None and not isinstance(each, keras.KerasTensor)]
 
 
-@register_rule("Concatenate")
+@rule_of("Concatenate")
 def concatenate(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     rank = len(inputs[0])
     axis = node.operation.axis % rank
@@ -70,7 +70,7 @@ def concatenate(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     return [result]
 
 
-@register_rule(
+@rule_of(
     "AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "CenterCrop", "Cropping1D", "Cropping2D", "Cropping3D",
     "MaxPooling1D", "MaxPooling2D", "MaxPooling3D", "Resizing", "UpSampling1D", "UpSampling2D", "UpSampling3D",
     "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D",
@@ -84,7 +84,7 @@ def in_space(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     return [[own if axis == channels else None for axis, own in enumerate(x)]]
 
 
-@register_rule(
+@rule_of(
     "GlobalAveragePooling1D", "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalMaxPooling1D",
     "GlobalMaxPooling2D", "GlobalMaxPooling3D",
 )  # fmt: skip
@@ -99,7 +99,7 @@ def global_pooling(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     return [[own if axis == channels else None for axis, own in enumerate(x)]]
 
 
-@register_rule("Max", "Mean", "Min", "Sum")
+@rule_of("Max", "Mean", "Min", "Sum")
 def reduce(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     (x,) = inputs
     axis = node.operation.axis
@@ -111,26 +111,26 @@ def reduce(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     return [[own for place, own in enumerate(x) if place not in axes]]
 
 
-@register_rule("Permute")
+@rule_of("Permute")
 def permute(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     (x,) = inputs
     return [[x[0], *(x[place] for place in node.operation.dims)]]
 
 
-@register_rule("Transpose")
+@rule_of("Transpose")
 def transpose(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     (x,) = inputs
     order = node.operation.axes or range(len(x))[::-1]
     return [[x[place] for place in order]]
 
 
-@register_rule("RepeatVector")
+@rule_of("RepeatVector")
 def repeat_vector(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     (x,) = inputs
     return [[x[0], None, x[1]]]
 
 
-@register_rule("ExpandDims")
+@rule_of("ExpandDims")
 def expand_dims(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     (x,) = inputs
     if not isinstance(node.operation.axis, int):
@@ -140,7 +140,7 @@ def expand_dims(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     return [result]
 
 
-@register_rule("Flatten", "Reshape")
+@rule_of("Flatten", "Reshape")
 def reshape(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     """One axis with channels may be split, merged or moved as long as it still lies along one axis afterwards."""
     (x,) = inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -59,3 +60,10 @@ def test_files_exported_on_that_backend_agree(shared, name):
     outputs = np.concatenate([runtime.run([sample[None]])[0] for sample in x])
     assert np.mean(outputs.argmax(-1) == answers.argmax(-1)) > 0.98
     assert np.abs(outputs - answers).mean() < 1 / 256
+
+
+def test_the_same_channels_are_kept_as_on_tensorflow(shared):
+    from channel_checks import NAMES, kept_channels
+
+    for name in NAMES:
+        assert json.loads((shared / f"kept-{name}.json").read_text()) == kept_channels(name)

@@ -16,7 +16,7 @@ import compress
 from compress.channels.groups import find_channel_groups
 from compress.channels.pruning import prune_channels
 from compress.channels.rebuild import check_equal, narrow, silence
-from compress.channels.rules import RULES, register_rule
+from compress.channels.rules import OWN_RULES, register_rule
 from compress.errors import DataError, ModelError, UsageError
 
 
@@ -149,7 +149,7 @@ def test_a_rule_of_ones_own():
         pruned = prune_channels(randomise(model()), 0.5)
         assert pruned.model.get_layer("scale").factor.shape == (8,)
     finally:
-        del RULES["Scale"]
+        del OWN_RULES["Scale"]
 
 
 def test_a_wrong_rule_is_refused():
@@ -162,7 +162,7 @@ def test_a_wrong_rule_is_refused():
         with pytest.raises(ModelError, match="does not compute what the original does"):
             prune_channels(randomise(model()), 0.5)
     finally:
-        del RULES["Unknown"]
+        del OWN_RULES["Unknown"]
 
 
 def test_saved_it_loads_without_us(tmp_path):
