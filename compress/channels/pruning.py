@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
 
 from compress.channels.atoms import Norm
+from compress.channels.costs import Cost, CostModel
 from compress.channels.groups import ChannelGroups, Group, find_channel_groups
 from compress.channels.importance import SCORES, ChannelScore, score_units
 from compress.channels.rebuild import check_equal, narrow, silence
 from compress.channels.selection import choose_units, require_ratio
+from compress.channels.targets import reach_target
 from compress.errors import DataError, UsageError
 from compress.models.copying import copy_compile_settings
 from compress.models.gradients import weight_gradients
@@ -41,8 +43,9 @@ class PrunedChannels:
 
 def prune_channels(
     model: keras.Model,
-    ratio: float | Mapping[str, float] = 0.5,
+    ratio: float | Mapping[str, float] | None = None,
     *,
+    target: Mapping[Cost, float] | None = None,
     importance: ScoreName | ChannelScore = "l2",
     ranking: Literal["local", "global"] = "local",
     include: Sequence[str] = ("*",),
@@ -60,7 +63,10 @@ def prune_channels(
 
     Args:
         model: a functional or sequential float model; it is not changed.
-        ratio: share of the channels to remove, at least 0 and less than 1, or shares by pattern over layer paths.
+        ratio: share of the channels to remove, at least 0 and less than 1, or shares by pattern over layer paths; half
+            of them where there is neither a ratio nor a target.
+        target: instead, the share of the `"parameters"` or `"macs"` that is to be left, such as `{"macs": 0.5}`; met
+            within 3 %.
         importance: `"l1"`, `"l2"`, `"bn_scale"`, `"fpgm"`, `"taylor"` (needs `data` and a compiled model), `"random"`,
             or a function like those in `compress.channels.importance`.
         ranking: `"local"`: each group loses this share; `"global"`: all of them together do.
@@ -80,19 +86,22 @@ def prune_channels(
     """
     groups = find_channel_groups(model, norm=norm)
     chosen = select_groups(groups, include, exclude)
-    require_ratio(ratio, [path for group in groups.groups for path in group.producers])
+    ratio = require_choice(ratio, target, [path for group in groups.groups for path in group.producers])
     if multiple_of < 1 or minimum < 1:
         raise UsageError(
             f"expected multiple_of and minimum of at least 1. Received: multiple_of={multiple_of}, minimum={minimum}"
         )
-    removed = choose_units(
-        chosen,
-        _scores(groups, model, importance, data, seed),
-        ratio,
-        together=ranking == "global",
-        multiple_of=multiple_of,
-        minimum=minimum,
-    )
+    scores = _scores(groups, model, importance, data, seed)
+
+    def choose(share: float | Mapping[str, float]) -> set[int]:
+        options = {"together": ranking == "global", "multiple_of": multiple_of, "minimum": minimum}
+        return choose_units(chosen, scores, share, **options)
+
+    if target is None:
+        removed = choose(ratio)
+    else:
+        ((cost, share),) = target.items()
+        removed, _ = reach_target(chosen, choose, CostModel(groups, cost), share)
     narrowed = name_outputs_as(narrow(groups, removed), model)
     if type(model) is keras.Sequential and len(model.layers) == len(groups.graph.nodes):  # none of them is a model
         narrowed = keras.Sequential(narrowed.layers, name=model.name)
@@ -101,6 +110,24 @@ def prune_channels(
     difference = check_equal(narrowed, silence(groups, removed)) if exact else None
     copy_compile_settings(model, narrowed)
     return PrunedChannels(narrowed, kept, difference)
+
+
+def require_choice(
+    ratio: float | Mapping[str, float] | None, target: Mapping[str, float] | None, paths: Sequence[str]
+) -> float | Mapping[str, float]:
+    """Return the ratio, or raise UsageError unless there is either a ratio or a target that makes sense."""
+    if target is None:
+        chosen = 0.5 if ratio is None else ratio
+        require_ratio(chosen, paths)
+        return chosen
+    if ratio is not None:
+        raise UsageError(f"expected a ratio or a target, not both. Received: ratio={ratio!r}, target={dict(target)}")
+    known = get_args(Cost)
+    if len(target) != 1 or not set(target) <= set(known) or not all(0 < share <= 1 for share in target.values()):
+        raise UsageError(
+            f"expected a target such as macs: 0.5, a share of one of {', '.join(known)}. Received: {dict(target)}"
+        )
+    return 0.0
 
 
 def select_groups(groups: ChannelGroups, include: Sequence[str], exclude: Sequence[str]) -> list[Group]:

@@ -214,7 +214,15 @@ def prune(
 @pass_command
 def prune_channels(
     model: Model,
-    ratio: Annotated[str, typer.Option("--ratio", help="Share of the channels to remove, such as 0.5 or 50%.")],
+    ratio: Annotated[
+        str | None, typer.Option("--ratio", help="Share of the channels to remove, such as 0.5 or 50%.")
+    ] = None,
+    target_macs: Annotated[
+        str | None, typer.Option("--target-macs", help="Instead, the share of multiply-accumulates to be left.")
+    ] = None,
+    target_parameters: Annotated[
+        str | None, typer.Option("--target-parameters", help="Instead, the share of parameters to be left.")
+    ] = None,
     importance: Annotated[
         str | None, typer.Option("--importance", help="l1, l2, bn_scale, fpgm, taylor or random.")
     ] = None,
@@ -238,8 +246,11 @@ def prune_channels(
     """Remove whole channels, then train; --epochs 0 only cuts and needs no data."""
     from compress.strict_yaml import parse_scalar
 
+    targets = {"macs": target_macs, "parameters": target_parameters}
+    target = {cost: parse_scalar(left) for cost, left in targets.items() if left is not None}
     options = {
-        "ratio": parse_scalar(ratio),
+        "ratio": None if ratio is None else parse_scalar(ratio),
+        "target": target or None,
         "importance": importance,
         "ranking": ranking,
         "multiple_of": multiple_of,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from compress.options import parse_fraction
 from compress.passes.base import Pass
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Ratio = Annotated[float, Field(ge=0, lt=1), BeforeValidator(parse_fraction, json_schema_input_type=float | str)]
 """A share of the channels, such as `0.5` or `50%`."""
 
+Left = Annotated[float, Field(gt=0, le=1), BeforeValidator(parse_fraction, json_schema_input_type=float | str)]
+"""A share of a cost, such as `0.5` or `50%`."""
+
 
 class ChannelPruning(Training, Pass):
     """Remove whole channels: the model gets physically narrower, smaller, and faster in every runtime.
@@ -28,8 +31,10 @@ class ChannelPruning(Training, Pass):
 
     changes_structure: ClassVar[bool] = True
     type: Literal["prune_channels"] = "prune_channels"
-    ratio: Ratio | dict[str, Ratio]
+    ratio: Ratio | dict[str, Ratio] | None = None
     """Share of the channels to remove from each group, `0.5` or `50%`, or shares by pattern over layer paths."""
+    target: dict[Literal["parameters", "macs"], Left] | None = None
+    """Instead of a ratio, the share of the parameters or multiply-accumulates that is to be left: `{macs: 50%}`."""
     importance: Literal["l1", "l2", "bn_scale", "fpgm", "taylor", "random"] = "l2"
     """What makes a channel important: the size of its weights, the factor that batch norm gives it, its distance to the
     others (He et al. 2018, arXiv:1811.00250), what the loss would suffer, or chance."""
@@ -53,6 +58,14 @@ class ChannelPruning(Training, Pass):
     """A model that teaches meanwhile: a `.keras` file, or `input` for the model that the recipe starts from."""
     _kept: dict[str, list[int]] = PrivateAttr(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _one_choice(self) -> Self:
+        if (self.ratio is None) == (self.target is None):
+            raise ValueError(f"expected a ratio or a target. Received: ratio={self.ratio}, target={self.target}")
+        if self.target is not None and len(self.target) != 1:
+            raise ValueError(f"expected one target. Received: {self.target}")
+        return self
+
     def apply(self, model: keras.Model, data: Data) -> keras.Model:
         """Return a narrower copy of `model`, whose batch-norm statistics are new where there are samples."""
         from compress.channels.pruning import prune_channels
@@ -63,7 +76,8 @@ class ChannelPruning(Training, Pass):
         for index in range(self.steps):
             result = prune_channels(
                 model,
-                self._ratio_of_a_step(),
+                self._share_of_a_step(self.ratio),
+                target=self._target_of_a_step(),
                 importance=self.importance,
                 ranking=self.ranking,
                 include=self.include,
@@ -86,12 +100,11 @@ class ChannelPruning(Training, Pass):
     def check(self, model: keras.Model) -> None:
         """Raise an error where no channel can go, or the calls of the model are known to Python alone."""
         from compress.channels.groups import find_channel_groups
-        from compress.channels.pruning import select_groups
-        from compress.channels.selection import require_ratio
+        from compress.channels.pruning import require_choice, select_groups
 
         groups = find_channel_groups(model, norm=self.norm)
         select_groups(groups, self.include, self.exclude)
-        require_ratio(self.ratio, [path for group in groups.groups for path in group.producers])
+        require_choice(self.ratio, self.target, [path for group in groups.groups for path in group.producers])
 
     def needs_data(self) -> tuple[str, ...]:
         """Return the splits that it reads; cutting at once reads none, unless its score needs gradients."""
@@ -101,11 +114,14 @@ class ChannelPruning(Training, Pass):
         """Return the indices of the channels that were kept, by path of each layer that lost some."""
         return {"kept_channels": dict(self._kept)}
 
-    def _ratio_of_a_step(self) -> float | dict[str, float]:
+    def _share_of_a_step(self, ratio: float | dict[str, float] | None) -> float | dict[str, float] | None:
         """Return the ratio with which all steps together remove the one that is asked for."""
-        if isinstance(self.ratio, dict):
-            return {pattern: 1 - (1 - value) ** (1 / self.steps) for pattern, value in self.ratio.items()}
-        return 1 - (1 - self.ratio) ** (1 / self.steps)
+        if isinstance(ratio, dict):
+            return {pattern: self._share_of_a_step(value) for pattern, value in ratio.items()}
+        return None if ratio is None else 1 - (1 - ratio) ** (1 / self.steps)
+
+    def _target_of_a_step(self) -> dict[str, float] | None:
+        return self.target and {cost: left ** (1 / self.steps) for cost, left in self.target.items()}
 
     def _note(self, kept: dict[str, list[int]]) -> None:
         """Remember which channels of the first model are left."""

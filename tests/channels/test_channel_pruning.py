@@ -13,6 +13,7 @@ from keras import layers as L
 from nets import NETS, Unknown, attention, randomise, residual, squeeze_excite, two_towers
 
 import compress
+from compress.channels.costs import CostModel
 from compress.channels.groups import find_channel_groups
 from compress.channels.pruning import prune_channels
 from compress.channels.rebuild import check_equal, narrow, silence
@@ -228,3 +229,42 @@ def test_models_that_cannot_be_pruned():
     model(keras.ops.zeros((1, 3)))
     with pytest.raises(ModelError, match="functional"):
         prune_channels(model, 0.5)
+
+
+@pytest.mark.parametrize("cost", ["parameters", "macs"])
+@pytest.mark.parametrize("ranking", ["local", "global"])
+def test_targets_are_met(cost, ranking, tmp_path):
+    options = {"input_shape": (64, 64, 3), "weights": None, "classes": 10, "alpha": 0.5}
+    model = randomise(keras.applications.MobileNetV2(**options))
+    pruned = prune_channels(model, target={cost: 0.5}, ranking=ranking).model
+    costs = []
+    for name, each in (("before", model), ("after", pruned)):
+        each.save(tmp_path / f"{name}.keras")
+        costs.append(getattr(compress.inspect_model(tmp_path / f"{name}.keras"), cost))
+    assert costs[1] / costs[0] == pytest.approx(0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("name", sorted(set(NETS) - {"detection", "with_unknown"}))
+def test_costs_are_known_beforehand(name, tmp_path):
+    model = NETS[name]()
+    groups = find_channel_groups(model)
+    units = [unit for group in groups.groups for block in group.blocks for unit in block.units.tolist()]
+    removed = set(np.random.default_rng(0).choice(units, len(units) // 2, replace=False).tolist())
+    narrowed = narrow(groups, removed)
+    assert CostModel(groups, "parameters").measure(removed) == sum(int(np.prod(w.shape)) for w in narrowed.weights)
+    narrowed.save(tmp_path / "m.keras")
+    summary = compress.inspect_model(tmp_path / "m.keras")
+    if name not in ("attention", "without_norm"):  # which multiply activations, too
+        assert CostModel(groups, "macs").measure(removed) == summary.macs
+
+
+def test_targets_that_cannot_be_met():
+    with pytest.raises(UsageError, match="the least that can be left is"):
+        prune_channels(residual(), target={"macs": 0.01})
+    with pytest.raises(UsageError, match=r"nearest that rounding allows is \d+"):
+        prune_channels(residual(), target={"macs": 0.9}, multiple_of=16)
+    for target in ({}, {"time": 0.5}, {"macs": 0}, {"macs": 0.5, "parameters": 0.5}):
+        with pytest.raises(UsageError, match="expected a target such as"):
+            prune_channels(residual(), target=target)
+    with pytest.raises(UsageError, match="a ratio or a target"):
+        prune_channels(residual(), 0.5, target={"macs": 0.5})

@@ -64,6 +64,9 @@ def test_steps_remember_channels_of_the_first_model(model):
 def test_what_cannot_be_is_said_before_training(model):
     with pytest.raises(ValidationError, match="less than 1"):
         ChannelPruning(ratio=1)
+    for options in ({}, {"ratio": 0.5, "target": {"macs": 0.5}}, {"target": {}}, {"target": {"time": 0.5}}):
+        with pytest.raises(ValidationError):
+            ChannelPruning(**options)
     with pytest.raises(UsageError, match="matches no layer"):
         ChannelPruning(ratio={"third": 0.5}).check(model)
     with pytest.raises(UsageError, match="channels that can be removed"):
