@@ -191,7 +191,11 @@ def prune(
     teacher: Teacher = None,
 ) -> OnePass:
     """Set the smallest weights to zero while training goes on; --epochs 0 needs no data."""
+    from compress.errors import UsageError
     from compress.strict_yaml import parse_scalar
+
+    if sparsity is None and ":" not in (pattern or ""):
+        raise UsageError("expected --sparsity, such as 80%, unless the pattern is one of N:M. Received: none")
 
     options = {
         "sparsity": None if sparsity is None else parse_scalar(sparsity),
@@ -244,10 +248,13 @@ def prune_channels(
     teacher: Teacher = None,
 ) -> OnePass:
     """Remove whole channels, then train; --epochs 0 only cuts and needs no data."""
+    from compress.errors import UsageError
     from compress.strict_yaml import parse_scalar
 
     targets = {"macs": target_macs, "parameters": target_parameters}
     target = {cost: parse_scalar(left) for cost, left in targets.items() if left is not None}
+    if (ratio is None) == (not target) or len(target) > 1:
+        raise UsageError("expected --ratio, --target-macs or --target-parameters, one of them.")
     options = {
         "ratio": None if ratio is None else parse_scalar(ratio),
         "target": target or None,

@@ -105,9 +105,9 @@ class MagnitudePruning(Training, Pass):
         if self.profile:
             from compress.pruning.xnnpack import MINIMUM_SPARSITY
 
-            if sparsity < MINIMUM_SPARSITY:
+            if sparsity <= MINIMUM_SPARSITY:
                 raise UsageError(
-                    f"expected at least two thirds of zeros for the profile {self.profile}: LiteRT's sparse kernels "
+                    f"expected more than two thirds of zeros for the profile {self.profile}: LiteRT's sparse kernels "
                     f"start there. Received: sparsity={sparsity:.4g}"
                 )
         require_plan(kernels, layouts, sparsity, self.distribution, self.pattern, self.score)
@@ -116,8 +116,8 @@ class MagnitudePruning(Training, Pass):
         """Return what this pattern of zeros does not do, in whatever runtime."""
         if self.profile == "xnnpack":
             return [
-                "zeros make the compressed file smaller; LiteRT may run these layers faster on Arm, but not on x86 "
-                "processors with AVX, and ONNX Runtime does not"
+                "zeros make the compressed file smaller; LiteRT may run these layers faster on Arm if the file stores "
+                "them sparsely (`sparse: auto` of the export), but not on x86 with AVX, and ONNX Runtime does not"
             ]
         return [
             f"zeros ({self.pattern}) make the compressed file smaller; neither LiteRT nor ONNX Runtime runs faster "

@@ -2,7 +2,8 @@
 
 XNNPACK decides for the largest connected part of the net at a time (`subgraph.c`, rewriting for NCHW): it begins with a
 3x3 convolution of stride 2 over 3 channels, ends with global average pooling, and everything between must be of a few
-kinds. One layer that is not keeps the whole part dense. On x86 processors with AVX it leaves all dense anyway.
+kinds. One layer that is not keeps the whole part dense. On x86 processors with AVX it leaves all dense anyway. It looks
+for such parts only where the file stores a weight sparsely; then zeros of weights that are stored densely count too.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from compress.models.patterns import matches
 from compress.models.walking import list_kernels
 
 MINIMUM_SPARSITY = 2 / 3
-"""The share of zeros in the 1x1 convolutions of a part below which XNNPACK computes it densely."""
+"""The share of zeros in the 1x1 convolutions of a part up to which XNNPACK computes it densely.
+
+Recent versions count the weights of a Dense layer behind the pooling too, whose zeros then matter as well.
+"""
 
 EXPECTATION = (
-    "no speed is promised: on Arm LiteRT may run the layers that qualify faster, once two thirds of their weights are "
-    "zeros and the file stores them sparsely (export --sparse); on x86 processors with AVX it computes them densely"
+    "no speed is promised: on Arm LiteRT may run the layers that qualify faster, once more than two thirds of their "
+    "weights (recent versions count a Dense layer behind the pooling too) are zeros and the file stores them sparsely "
+    "(export --sparse); on x86 processors with AVX it computes them densely"
 )
 
 _ACTIVATIONS = ("linear", "relu", "relu6", "sigmoid", "hard_silu", "hard_swish", "elu", "leaky_relu", "silu", "swish")
@@ -125,21 +130,21 @@ class _Linter:
                     yield f"begins with an input of the model at {node.path!r}, not with a 3x3 convolution of stride 2"
                 elif id(producer) not in members:
                     yield f"reads {producer.path!r}, which {self._problems[id(producer)]}"
-            if _leaves(node):
+            readers = self._graph.consumers(node.output)
+            # Pooling may end the part. What it makes may also be read inside, as for squeeze and excitation, not both.
+            if _leaves(node) and not any(id(reader) in members for reader in readers):
                 continue
             if self._graph.is_output(node.output):
-                yield f"has an output of the model at {node.path!r}, before global average pooling"
-            for reader in self._graph.consumers(node.output):
+                yield f"has an output of the model at {node.path!r}, which is no global average pooling at its end"
+            for reader in readers:
                 if id(reader) not in members:
                     yield f"is read by {reader.path!r}, which {self._problems[id(reader)] or 'begins another part'}"
 
     def _problem(self, node: Node) -> str:
         """Return why a call keeps its part from being turned; empty where it does not."""
         layer, kind = node.operation, node.kind
-        if kind in (*_TRANSPARENT, *_ELEMENTWISE):
-            return ""
-        if kind == "Activation":
-            return _activation_problem(layer)
+        if kind in (*_TRANSPARENT, *_ELEMENTWISE, *_MERGING, "Activation"):
+            return _elementwise_problem(node)
         if kind == "ZeroPadding2D":
             return "" if self._pads(node) else "pads what no convolution alone reads"
         if kind == "BatchNormalization":
@@ -147,8 +152,6 @@ class _Linter:
             folds = before is not None and before.kind in ("Conv2D", "DepthwiseConv2D") and _is_linear(before.operation)
             alone = folds and self._graph.only_consumer(before.output) is node
             return "" if alone else "does not follow a convolution into which it could be folded"
-        if kind in _MERGING:
-            return "" if all(len(tensor.shape) == 4 for tensor in node.inputs) else "merges tensors that are not 4-D"
         if kind == "GlobalAveragePooling2D":
             return _format_problem(layer)
         if kind == "UpSampling2D":
@@ -226,6 +229,25 @@ def _enters(node: Node) -> bool:
 
 def _leaves(node: Node) -> bool:
     return node.kind == "GlobalAveragePooling2D"
+
+
+def _elementwise_problem(node: Node) -> str:
+    operation, kind = node.operation, node.kind
+    if any(len(tensor.shape) != 4 for tensor in node.inputs):
+        return f"is {_article(kind)} {kind} of tensors that are not 4-D"
+    if kind in _MERGING:
+        return "" if len(node.inputs) > 1 else f"is {_article(kind)} {kind} of a constant"
+    if kind == "Activation":
+        return _activation_problem(operation)
+    return f"is {_article(kind)} {kind} that takes several operators in LiteRT" if _is_compound(operation) else ""
+
+
+def _is_compound(operation: keras.Operation) -> bool:
+    """Return whether an activation that is a layer or an operation has options for which LiteRT has no operator."""
+    if isinstance(operation, keras.layers.ReLU):
+        bound = operation.max_value
+        return bool(operation.threshold or bound not in (None, 6) or (bound and operation.negative_slope))
+    return type(operation).__name__ in ("ELU", "Elu") and operation.alpha != 1
 
 
 def _is_linear(layer: keras.Layer) -> bool:

@@ -153,7 +153,8 @@ def test_benchmark_without_keras_files(invoke, workspace, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["prune", "net.keras"], 2, "Missing option"),
+        (["prune", "net.keras"], 2, "expected --sparsity"),
+        (["prune-channels", "net.keras"], 2, "expected --ratio"),
         (["prune", "net.keras", "--sparsity", "0.5", "--sparcity", "1"], 2, "No such option"),
         (["prune", "net.keras", "--sparsity", "1.5", "--epochs", "0"], 3, "less than 1"),
         (["prune", "nets.keras", "--sparsity", "0.5", "--epochs", "0"], 4, "nets.keras"),
@@ -227,7 +228,7 @@ def test_json_errors_are_json(invoke):
 def test_recipe_commands(invoke, tmp_path):
     assert "quickstart: valid" in invoke("recipe", "validate", "quickstart").stdout
     listed = json.loads(invoke("recipe", "list", "--json").stdout)
-    assert set(listed["passes"]) == {"cluster", "distill", "finetune", "prune", "ptq", "qat"}
+    assert set(listed["passes"]) == {"cluster", "distill", "finetune", "prune", "prune_channels", "ptq", "qat"}
     for name in ("recipe", "budget", "benchmark", "manifest", "check", "inspect", "compare"):
         assert json.loads(invoke("recipe", "schema", "--of", name).stdout)["$schema"]
     bad = tmp_path / "bad.yaml"

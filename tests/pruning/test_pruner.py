@@ -220,6 +220,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 from compress import Pruner, Pruning, ConstantSchedule, PolynomialSchedule
+keras.utils.set_random_seed(0)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 x, y = np.random.default_rng(0).standard_normal((64, 12)).astype("float32"), np.arange(64) % 3
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

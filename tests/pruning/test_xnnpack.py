@@ -56,8 +56,17 @@ def test_every_pointwise_convolution_of_a_fitting_net_qualifies():
         ({"body": (layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2),)}, "dilation or a depth multiplier"),
         ({"activation": "gelu"}, "has the activation gelu"),
         ({"top": layers.Reshape((-1,))}, "is a Reshape"),
+        ({"body": (layers.ReLU(3.0),)}, "is a ReLU that takes several operators in LiteRT"),
+        ({"body": (layers.ReLU(6.0, negative_slope=0.1),)}, "is a ReLU that takes several operators"),
+        ({"body": (layers.ReLU(threshold=0.5),)}, "is a ReLU that takes several operators"),
+        ({"body": (layers.ELU(alpha=2.0),)}, "is an ELU that takes several operators"),
+        ({"body": (keras.ops.tanh,)}, "is a Tanh"),
+        ({"body": (lambda y: y + 1.0,)}, "is an Add of a constant"),
     ],
-    ids=["same", "five", "grey", "pooling", "full", "pads", "strided", "multiplier", "gelu", "top"],
+    ids=[
+        *("same", "five", "grey", "pooling", "full", "pads", "strided", "multiplier", "gelu", "top"),
+        *("bound", "slope", "threshold", "alpha", "operation", "constant"),
+    ],
 )
 def test_one_layer_keeps_its_part_of_the_net_dense(options, reason):
     found = verdicts(net(**options))
@@ -75,6 +84,24 @@ def test_a_part_must_begin_with_its_entry_and_may_be_nested():
         "inner/conv": "its part of the net begins with an input of the model at 'inner/conv', "
         "not with a 3x3 convolution of stride 2"
     }
+
+
+@pytest.mark.parametrize("behind", [layers.Dropout(0.2), layers.ReLU(), layers.Activation("softmax")])
+def test_what_follows_pooling_does_not_matter(behind):
+    model = net(top=keras.Sequential([layers.GlobalAveragePooling2D(), behind]))
+    assert select_xnnpack(model) == ("expand", "project", "side")
+
+
+def test_pooling_inside_may_be_read_inside_only():
+    x = keras.Input((32, 32, 3))
+    y = layers.Conv2D(8, 3, strides=2, name="stem")(layers.ZeroPadding2D(1)(x))
+    pooled = layers.GlobalAveragePooling2D(keepdims=True)(y)
+    y = layers.Multiply()([y, layers.Conv2D(8, 1, activation="sigmoid", name="excite")(pooled)])
+    y = layers.GlobalAveragePooling2D()(y)
+    assert select_xnnpack(keras.Model(x, y)) == ("excite",)
+    found = verdicts(keras.Model(x, [y, layers.Flatten()(pooled)]))
+    assert "is read by" in found["excite"]
+    assert "is a Flatten" in found["excite"]
 
 
 def test_mobilenet_of_keras_does_not_qualify_as_it_is():
