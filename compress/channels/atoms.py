@@ -120,6 +120,15 @@ class Atoms:
         for atom in () if atoms is None else np.unique(atoms).tolist():
             self._frozen.setdefault(atom, reason)
 
+    def freeze_since(self, count: int, reason: str) -> None:
+        """Let the channels stay whose atoms were made when there were `count` atoms or more."""
+        self.freeze(np.arange(count, self._count), reason)
+
+    @property
+    def count(self) -> int:
+        """How many atoms there are."""
+        return self._count
+
     def freeze_norm(self, atoms: Axis, reason: str) -> None:
         """Let channels that a layer norms over stay, unless that is allowed."""
         if self._norm == "freeze":

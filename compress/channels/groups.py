@@ -103,11 +103,14 @@ def find_channel_groups(model: keras.Model, *, norm: Norm = "freeze") -> Channel
     axes: dict[int, Axes] = {id(tensor): [None] * len(tensor.shape) for tensor in _tensors(graph.inputs)}
     for node in graph.nodes:
         inputs = [axes[id(tensor)] for tensor in node.inputs]
+        count = atoms.count
         try:
             outputs = apply_rule(node, inputs, atoms)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            # A layer of the user's own that is called as one of Keras; what is not understood stays as it is.
-            outputs = freeze_all(node, inputs, atoms, f"{node.path} ({node.kind}): {type(error).__name__}")
+            # A call that the rule was not made for, or a rule of the user's own; what is not understood stays as it is.
+            reason = f"{node.path} ({node.kind}): {type(error).__name__} in its rule"
+            atoms.freeze_since(count, reason)
+            outputs = freeze_all(node, inputs, atoms, reason)
         axes.update((id(tensor), own) for tensor, own in zip(output_tensors(node), outputs, strict=True))
     for tensor in _tensors(graph.outputs):
         for axis in axes[id(tensor)]:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as L
-from nets import NETS, Unknown, attention, randomise, residual, squeeze_excite, two_towers
+from nets import NETS, Unknown, attention, conv, randomise, residual, squeeze_excite, two_towers
 
 import compress
 from compress.channels.costs import CostModel
@@ -268,3 +268,42 @@ def test_targets_that_cannot_be_met():
             prune_channels(residual(), target=target)
     with pytest.raises(UsageError, match="a ratio or a target"):
         prune_channels(residual(), 0.5, target={"macs": 0.5})
+
+
+def test_a_rule_that_fails_halfway_keeps_all_channels():
+    def model():
+        x = keras.Input((8, 8, 3))
+        return keras.Model(x, L.Dense(2)(L.GlobalAveragePooling2D()(Unknown()(conv(conv(x, 16), 16)))))
+
+    @register_rule("Unknown")
+    def fails(node, inputs, atoms):
+        atoms.new(16, node.path)
+        raise KeyError("no such thing")
+
+    try:
+        groups = find_channel_groups(model())
+        assert [group.size for group in groups.groups] == [16]
+        assert prune_channels(randomise(model()), 0.5).difference < 1e-5
+    finally:
+        del OWN_RULES["Unknown"]
+
+
+def test_a_weight_that_is_used_outside_its_layer():
+    x = keras.Input((6,), dtype="int32")
+    embedding = L.Embedding(20, 16, name="embedding")
+    y = L.Dense(16)(L.GlobalAveragePooling1D()(embedding(x)))
+    model = keras.Model(x, keras.ops.matmul(y, keras.ops.transpose(embedding.embeddings)))
+    pruned = prune_channels(model, 0.5)
+    assert set(pruned.kept) == {"embedding"}
+    assert pruned.difference < 1e-5
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        pruned = prune_channels(randomise(residual()), 0.5)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert pruned.difference < 3e-2
+    assert pruned.model.layers[1].dtype_policy.name == policy
