@@ -26,6 +26,7 @@ from typing import Any
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import sparsity_tools
 from quantization_nets import NETS, Arrays, ensure_net, load_arrays
 from quantization_peers import BATCH_SIZE
 from sparsity_tools import CLUSTERING_RATE, GROWING, PRUNING_RATE, SETTINGS, TOOLS
@@ -48,6 +49,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3, help="of each training (default: 3)")
     parser.add_argument("--train", type=int, default=30000, help="training samples at most (default: 30000)")
     parser.add_argument("--processes", type=int, default=2, help="trainings at the same time (default: 2)")
+    parser.add_argument(
+        "--tfmot-frequency", type=int, help="steps between tfmot's mask updates instead of its 100; kept apart"
+    )
     parser.add_argument("--reuse", action="store_true", help="keep the files of an earlier run in --work")
     parser.add_argument("--quick", action="store_true", help="smoke test: few samples, one epoch; results are not kept")
     parser.add_argument("--tool", choices=TOOLS, help=argparse.SUPPRESS)  # the child process of one tool
@@ -73,6 +77,7 @@ def run_tool(arguments: argparse.Namespace) -> None:
     """Let one tool write its files of one net, on one thread, in this process."""
     import tensorflow as tf
 
+    sparsity_tools.FREQUENCY = arguments.tfmot_frequency or sparsity_tools.FREQUENCY
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     (name,) = arguments.nets
@@ -189,9 +194,10 @@ def main() -> None:
         ],
         "rows": rows,
     }
-    write_results("sparsity", report, write=not arguments.quick)
+    name = "sparsity_equal_updates" if arguments.tfmot_frequency else "sparsity"
+    write_results(name, report, write=not arguments.quick)
     if not arguments.quick:
-        write_markdown(FOLDER / "sparsity.md", report)
+        write_markdown(FOLDER / f"{name}.md", report)
 
 
 def write_markdown(path: Path, report: dict[str, Any]) -> None:
