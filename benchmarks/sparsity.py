@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import sparsity_tools
 from quantization_nets import NETS, Arrays, ensure_net, load_arrays
 from quantization_peers import BATCH_SIZE
-from sparsity_tools import CLUSTERING_RATE, GROWING, PRUNING_RATE, SETTINGS, TOOLS
+from sparsity_tools import CLUSTERING_RATE, FREQUENCY, GROWING, PRUNING_RATE, SETTINGS, TOOLS
 
 CHOSEN = ("fashion_resnet8", "cifar_resnet8")
 NOTE = (
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=30000, help="training samples at most (default: 30000)")
     parser.add_argument("--processes", type=int, default=2, help="trainings at the same time (default: 2)")
     parser.add_argument(
-        "--tfmot-frequency", type=int, help="steps between tfmot's mask updates instead of its 100; kept apart"
+        "--tfmot-frequency", type=int, help="other steps between tfmot's mask updates than ours; results kept apart"
     )
     parser.add_argument("--reuse", action="store_true", help="keep the files of an earlier run in --work")
     parser.add_argument("--quick", action="store_true", help="smoke test: few samples, one epoch; results are not kept")
@@ -77,7 +77,7 @@ def run_tool(arguments: argparse.Namespace) -> None:
     """Let one tool write its files of one net, on one thread, in this process."""
     import tensorflow as tf
 
-    sparsity_tools.FREQUENCY = arguments.tfmot_frequency or sparsity_tools.FREQUENCY
+    sparsity_tools.tfmot_frequency = arguments.tfmot_frequency or sparsity_tools.FREQUENCY
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     (name,) = arguments.nets
@@ -184,6 +184,7 @@ def main() -> None:
             "pruning_rate": PRUNING_RATE,
             "clustering_rate": CLUSTERING_RATE,
             "sparsity_grows_until": GROWING,
+            "steps_between_mask_updates": {"ours": FREQUENCY, "tfmot": arguments.tfmot_frequency or FREQUENCY},
         },
         "machine": machine,
         "nets": nets,
@@ -194,7 +195,7 @@ def main() -> None:
         ],
         "rows": rows,
     }
-    name = "sparsity_equal_updates" if arguments.tfmot_frequency else "sparsity"
+    name = "sparsity_other_updates" if arguments.tfmot_frequency else "sparsity"
     write_results(name, report, write=not arguments.quick)
     if not arguments.quick:
         write_markdown(FOLDER / f"{name}.md", report)

@@ -1,7 +1,8 @@
 """The same pruning and clustering by bmcompress and by tfmot: one function per tool, which writes a TFLite file.
 
-Both start from the same trained weights and see the same samples, epochs, optimizer, learning rate and share of the
-training in which sparsity grows. tfmot works on the net rebuilt in tf_keras, and its file is TFLiteConverter's.
+Both start from the same trained weights and see the same samples, epochs, optimizer, learning rate, share of the
+training in which sparsity grows, and steps between mask updates. tfmot works on the net rebuilt in tf_keras, and its
+file is TFLiteConverter's.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from quantization_nets import Arrays, Net, tuning_samples
 from quantization_peers import BATCH_SIZE, copy_weights
 
 GROWING = 0.7  # share of the training after which the final sparsity stays
-FREQUENCY = 100  # steps between two looks of tfmot at its schedule, which is its default
+# Steps between two mask updates: with tfmot's default of 100 a training as short as this one has a handful of them,
+# and either tool loses many points.
+FREQUENCY = 20
+tfmot_frequency = FREQUENCY
 PRUNING_RATE, CLUSTERING_RATE = 1e-3, 3e-4
 
 
@@ -57,13 +61,13 @@ def steps_of(net: Net, arrays: Arrays, epochs: int) -> int:
     return -(-len(y) // BATCH_SIZE) * epochs
 
 
-def growth_of(steps: int) -> tuple[int, int]:
-    """Return the step at which both tools reach the final sparsity, and how often tfmot looks at its schedule.
+def growth_of(steps: int, frequency: int) -> tuple[int, int]:
+    """Return the step at which a tool reaches the final sparsity, and the steps between two mask updates.
 
     tfmot stops short of the final sparsity unless the first is a multiple of the second.
     """
     end = round(GROWING * steps)
-    frequency = min(FREQUENCY, end)
+    frequency = min(frequency, end)
     return round(end / frequency) * frequency, frequency
 
 
@@ -79,11 +83,12 @@ def ours(net: Net, arrays: Arrays, keras_file: Path, setting: Setting, epochs: i
     if setting.clusters:
         callback = compress.Clustering(setting.clusters)
     else:
+        end, frequency = growth_of(steps, FREQUENCY)
         callback = compress.Pruning(
             setting.sparsity,
             schedule=compress.ConstantSchedule()
             if setting.n_of_m
-            else compress.PolynomialSchedule(end=growth_of(steps)[0] / steps),
+            else compress.PolynomialSchedule(end=end / steps, frequency=frequency),
             pattern="{}:{}".format(*setting.n_of_m) if setting.n_of_m else "unstructured",
             exclude=[_first_convolution(model).name] if setting.n_of_m else [],  # it has 1 or 3 inputs
         )
@@ -107,7 +112,7 @@ def tfmot(net: Net, arrays: Arrays, keras_file: Path, setting: Setting, epochs: 
         wrapped = api.cluster_weights(model, setting.clusters, api.CentroidInitialization.KMEANS_PLUS_PLUS)
         strip = api.strip_clustering
     else:
-        end, frequency = growth_of(steps_of(net, arrays, epochs))
+        end, frequency = growth_of(steps_of(net, arrays, epochs), tfmot_frequency)
         options = {"pruning_schedule": api.PolynomialDecay(0.0, setting.sparsity, 0, end, frequency=frequency)}
         if setting.n_of_m:
             options = {"pruning_schedule": api.ConstantSparsity(0.5, 0), "sparsity_m_by_n": setting.n_of_m}
