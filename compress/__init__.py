@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "BenchmarkReport": "compress.measure.results",
+    "BlockPruning": "compress.passes.prune_blocks",
     "BmcompressError": "compress.errors",
     "ChannelPruning": "compress.passes.prune_channels",
     "Clustering": "compress.clustering.callback",
@@ -18,7 +19,9 @@ _PUBLIC = {
     "ConstantSchedule": "compress.pruning.schedules",
     "Data": "compress.data.split",
     "Distillation": "compress.passes.distill",
+    "Factorization": "compress.passes.factorize",
     "FineTuning": "compress.passes.finetune",
+    "GroupSparsity": "compress.channels.group_sparsity",
     "IterativeSchedule": "compress.pruning.schedules",
     "MagnitudePruning": "compress.passes.prune",
     "Pass": "compress.passes.base",
@@ -46,6 +49,8 @@ _PUBLIC = {
     "export_model": "compress.deploy.exporting",
     "export_models": "compress.deploy.exporting",
     "fake_quantize": "compress.quantization.fake_quantization",
+    "factorize": "compress.low_rank.factorizing",
+    "find_blocks": "compress.depth.blocks",
     "find_channel_groups": "compress.channels.groups",
     "fine_tune": "compress.finetuning",
     "fold_batch_norm": "compress.quantization.folding",
@@ -55,6 +60,7 @@ _PUBLIC = {
     "load_recipe": "compress.recipe",
     "measure_sensitivity": "compress.quantization.model_sensitivity",
     "measure_widths": "compress.quantization.mixed_precision",
+    "prune_blocks": "compress.depth.pruning",
     "prune_channels": "compress.channels.pruning",
     "prune_weights": "compress.pruning.magnitude",
     "pruning_sensitivity": "compress.pruning.sensitivity",
@@ -81,6 +87,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from compress.channels.group_sparsity import GroupSparsity
     from compress.channels.groups import find_channel_groups
     from compress.channels.pruning import prune_channels
     from compress.channels.rules import register_rule
@@ -90,9 +97,12 @@ if TYPE_CHECKING:
     from compress.data.loading import load_data
     from compress.data.split import Data, as_data
     from compress.deploy.exporting import export_model, export_models
+    from compress.depth.blocks import find_blocks
+    from compress.depth.pruning import prune_blocks
     from compress.distillation import distill
     from compress.errors import BmcompressError
     from compress.finetuning import fine_tune
+    from compress.low_rank.factorizing import factorize
     from compress.measure.benchmarking import benchmark_files
     from compress.measure.comparing import compare_models
     from compress.measure.comparison import Comparison
@@ -104,8 +114,10 @@ if TYPE_CHECKING:
     from compress.passes.base import Pass
     from compress.passes.cluster import WeightClustering
     from compress.passes.distill import Distillation
+    from compress.passes.factorize import Factorization
     from compress.passes.finetune import FineTuning
     from compress.passes.prune import MagnitudePruning
+    from compress.passes.prune_blocks import BlockPruning
     from compress.passes.prune_channels import ChannelPruning
     from compress.passes.ptq import PostTrainingQuantization
     from compress.passes.qat import QuantizationAwareTraining

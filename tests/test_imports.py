@@ -17,7 +17,7 @@ _BASE = {"errors", "options", "progress", "files", "worker", "strict_yaml", ""}
 _MODELS = {*_BASE, "models", "data"}
 _TECHNIQUE = {*_MODELS, "training"}
 _BELOW_RUNNER = {
-    *_TECHNIQUE, "pruning", "channels", "clustering", "quantization", "restoring", "survival", "distillation", "finetuning", "passes", "deploy", "measure", "gate", "recipe", "plan",
+    *_TECHNIQUE, "pruning", "channels", "clustering", "depth", "low_rank", "targets", "quantization", "restoring", "survival", "distillation", "finetuning", "passes", "deploy", "measure", "gate", "recipe", "plan",
     "manifest", "run_directory", "run_result", "recipe_library", "preparation",
 }  # fmt: skip
 
@@ -34,7 +34,10 @@ ALLOWED = {
     "training": _TECHNIQUE,
     "pruning": {*_TECHNIQUE, "pruning"},
     "clustering": {*_TECHNIQUE, "clustering"},
-    "channels": {*_TECHNIQUE, "channels"},
+    "targets": {*_MODELS, "deploy", "measure", "targets"},
+    "channels": {*_TECHNIQUE, "targets", "channels"},
+    "depth": {*_TECHNIQUE, "depth"},
+    "low_rank": {*_TECHNIQUE, "targets", "low_rank"},
     "quantization": {*_MODELS, "quantization"},
     "finetuning": _TECHNIQUE,
     "distillation": _TECHNIQUE,
@@ -45,6 +48,8 @@ ALLOWED = {
         *_TECHNIQUE,
         "pruning",
         "channels",
+        "depth",
+        "low_rank",
         "clustering",
         "quantization",
         "distillation",

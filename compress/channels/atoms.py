@@ -6,7 +6,7 @@ make new ones, or tie two together; atoms that are tied stand for one *unit*, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class Edit:
     """An entry of an operation's configuration that follows from how many atoms are left.
 
     Args:
-        key: name of the entry.
+        key: name of the entry; `"layer/config/units"` is inside of others, and `"target_shape/2"` one of a sequence.
         atoms: those that are counted.
         value: makes the entry of the count.
     """
@@ -54,6 +54,72 @@ class Edit:
     key: str
     atoms: np.ndarray
     value: Callable[[int], Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A call that reads the channels along an axis of one of its tensors without a weight, such as a sum over them.
+
+    Args:
+        call: `id` of the node.
+        tensor: which of the node's inputs, from 0.
+        axis: which axis of it.
+        atoms: an atom for each place.
+    """
+
+    call: int
+    tensor: int
+    axis: int
+    atoms: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class NormOver:
+    """A call of a layer whose statistics run over channels that may go.
+
+    Args:
+        call: `id` of the node.
+        layer: LayerNormalization, RMSNormalization or GroupNormalization.
+        axes: what the statistics run over.
+        atoms: those of an axis of the input.
+        groups: number of groups, and the axis that is divided into them, or `None`.
+    """
+
+    call: int
+    layer: keras.Layer
+    axes: tuple[int, ...]
+    atoms: dict[int, np.ndarray]
+    groups: tuple[int, int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A weight that is multiplied by a number that follows from how many atoms are left.
+
+    Args:
+        variable: the weight.
+        atoms: those that are counted.
+        value: makes the factor of the count.
+    """
+
+    variable: keras.Variable
+    atoms: np.ndarray
+    value: Callable[[int], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """An axis that was divided into several, of which one carries the channels.
+
+    Args:
+        chosen: index of the candidate that carries them.
+        candidates: axes that could carry them, best first.
+        atoms: what it carries.
+    """
+
+    chosen: int
+    candidates: tuple[int, ...]
+    atoms: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,15 +141,22 @@ class Atoms:
     Args:
         norm: `"freeze"` keeps channels that a layer norms over, since their statistics change with their number;
             `"allow"` lets them go.
+        choices: by path and axis of the input, which of the axes that could carry the channels of a divided one does.
     """
 
-    def __init__(self, norm: Norm = "freeze") -> None:
+    def __init__(self, norm: Norm = "freeze", choices: Mapping[tuple[str, int], int] | None = None) -> None:
         self._norm = norm
+        self._choices = dict(choices or {})
         self.normed: list[np.ndarray] = []
+        self.norms: list[NormOver] = []
+        self.reads: list[Read] = []
+        self.factors: list[Factor] = []
+        self.splits: dict[tuple[str, int], Split] = {}
         self._parents = np.zeros(0, np.int64)
         self._count = 0
         self._frozen: dict[int, str] = {}
         self._seen: dict[tuple[int, int], Axis] = {}
+        self._inside: dict[int, tuple[keras.Operation, str]] = {}
         self.producers: list[Producer] = []
         self.weights: list[WeightAxis] = []
         self.edits: dict[int, list[Edit]] = {}
@@ -129,12 +202,79 @@ class Atoms:
         """How many atoms there are."""
         return self._count
 
+    def tie_parts(self, atoms: Axis, parts: int, reason: str) -> Axis:
+        """Tie what has the same place in each of equal parts of an axis, and return the first part."""
+        if atoms is None:
+            return None
+        first, *others = np.split(atoms, parts)
+        for other in others:
+            self.tie(first, other, reason)
+        return first
+
+    def split(self, path: str, axis: int, candidates: Sequence[int], grid: np.ndarray) -> tuple[int, np.ndarray]:
+        """Let one axis of a grid of atoms carry them: what has the same place along it is tied.
+
+        Args:
+            path: path of the operation.
+            axis: axis of its input that is divided.
+            candidates: axes of the grid that may carry the atoms, best first.
+            grid: atoms.
+
+        Returns:
+            The axis, and its atoms.
+        """
+        index = self._choices.get((path, axis), 0)
+        chosen = candidates[index]
+        rows = np.moveaxis(grid, chosen, 0).reshape(grid.shape[chosen], -1)
+        for column in range(1, rows.shape[1]):
+            self.tie(rows[:, 0], rows[:, column], f"{path} divides it")
+        carried = rows[:, 0].copy()
+        self.splits[path, axis] = Split(index, tuple(candidates), carried)
+        return chosen, carried
+
     def freeze_norm(self, atoms: Axis, reason: str) -> None:
         """Let channels that a layer norms over stay, unless that is allowed."""
         if self._norm == "freeze":
             self.freeze(atoms, reason)
         elif atoms is not None:
             self.normed.append(atoms)
+
+    def norm_over(
+        self,
+        call: int,
+        layer: keras.Layer,
+        axes: Sequence[int],
+        x: Axes,
+        reason: str,
+        groups: tuple[int, int] | None = None,
+    ) -> None:
+        """Say that the statistics of a layer of Keras run over `axes` of `x`: they stay, unless that is allowed.
+
+        The reference of the check then norms over the channels that are left.
+        """
+        if self._norm == "freeze":
+            for axis in axes:
+                self.freeze(x[axis], reason)
+            return
+        if groups is not None:
+            self.tie_parts(x[groups[1]], groups[0], reason)
+        carried = {axis: own for axis in axes if (own := x[axis]) is not None}
+        self.norms.append(NormOver(call, layer, tuple(axes), carried, groups))
+
+    def read(self, call: int, tensor: int, axis: int, atoms: Axis) -> None:
+        """Say that a call reads the channels along an axis of one of its inputs without a weight."""
+        if atoms is not None:
+            self.reads.append(Read(call, tensor, axis, atoms))
+
+    def factor(self, variable: keras.Variable | None, atoms: Axis, value: Callable[[int], float]) -> None:
+        """Say that a weight is multiplied by a number that follows from how many of `atoms` are left."""
+        if variable is None or atoms is None or any(each.variable is variable for each in self.factors):
+            return
+        self.factors.append(Factor(variable, atoms, value))
+
+    def inside(self, inner: keras.Operation, outer: keras.Operation, key: str) -> None:
+        """Say that the configuration of a layer is the entry `key` of that of another one."""
+        self._inside[id(inner)] = outer, key
 
     def weight(self, path: str, variable: keras.Variable, axis: int, atoms: Axis, role: Role) -> None:
         """Say what lies along an axis of a weight; a weight that is used again ties what it is used on."""
@@ -153,6 +293,9 @@ class Atoms:
         """Say that an entry of an operation's configuration follows from how many of `atoms` are left."""
         if atoms is None:
             return
+        while id(operation) in self._inside:
+            operation, prefix = self._inside[id(operation)]
+            key = f"{prefix}/{key}"
         edits = self.edits.setdefault(id(operation), [])
         earlier = next((each for each in edits if each.key == key), None)
         if earlier is None:

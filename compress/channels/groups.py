@@ -7,15 +7,24 @@ et al. 2023 (DepGraph), arXiv:2301.12900; here axes carry atoms, so joins and su
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from compress.channels import rules_elementwise, rules_linear, rules_shape  # noqa: F401  (they register their rules)
+from compress.channels import (  # noqa: F401  (they register their rules)
+    rules_attention,
+    rules_elementwise,
+    rules_linear,
+    rules_operations,
+    rules_recurrent,
+    rules_shape,
+)
 from compress.channels.atoms import Atoms, Axes, Norm
-from compress.channels.rules import apply_rule, freeze_all, output_tensors
+from compress.channels.probing import probe_layer
+from compress.channels.rules import apply_rule, find_rule, freeze_all, output_tensors
 from compress.errors import UsageError
 from compress.models.graph import Graph, copy_graph
 from compress.models.walking import find_layers
@@ -81,13 +90,15 @@ class ChannelGroups:
         return rows
 
 
-def find_channel_groups(model: keras.Model, *, norm: Norm = "freeze") -> ChannelGroups:
+def find_channel_groups(model: keras.Model, *, norm: Norm = "freeze", probe: bool = False) -> ChannelGroups:
     """Return the channel groups of a functional or sequential model; nested ones are opened.
 
     Args:
         model: a float model; it is not changed.
-        norm: `"freeze"` keeps the channels that a LayerNormalization or RMSNormalization norms over: without some of
-            them their statistics differ. `"allow"` removes them all the same, and training has to recover.
+        norm: `"freeze"` keeps the channels that a LayerNormalization, RMSNormalization or GroupNormalization norms
+            over: without some of them their statistics differ. `"allow"` removes them all the same, and training has
+            to recover.
+        probe: whether layers without a rule are tried out: built again for fewer channels, which runs their code.
 
     Raises:
         UsageError: the model is fake-quantized.
@@ -99,13 +110,41 @@ def find_channel_groups(model: keras.Model, *, norm: Norm = "freeze") -> Channel
             "Prune channels before you quantize.",
         )
     graph = copy_graph(model)
-    atoms = Atoms(norm)
+    atoms = best = _follow(graph, norm, {}, probe)
+    choices: dict[tuple[str, int], int] = {}
+    while changes := _other_choices(atoms):
+        choices |= changes
+        atoms = _follow(graph, norm, choices, probe)
+        best = max((best, atoms), key=_count_free)
+    return ChannelGroups(graph, best, tuple(_group(best)), _frozen_layers(best))
+
+
+def _other_choices(atoms: Atoms) -> dict[tuple[str, int], int]:
+    """Return the next choice for each divided axis whose channels all stay with the one that was made."""
+    frozen = set(atoms.frozen_units())
+    return {
+        key: split.chosen + 1
+        for key, split in atoms.splits.items()
+        if split.chosen + 1 < len(split.candidates) and set(atoms.units(split.atoms).tolist()) <= frozen
+    }
+
+
+def _count_free(atoms: Atoms) -> int:
+    """Return how many units may go."""
+    made = [atoms.units(producer.atoms) for producer in atoms.producers]
+    return len(set(np.concatenate(made or [np.zeros(0, np.int64)]).tolist()) - set(atoms.frozen_units()))
+
+
+def _follow(graph: Graph, norm: Norm, choices: Mapping[tuple[str, int], int], probe: bool) -> Atoms:
+    """Return the atoms of a graph after all of its calls."""
+    atoms = Atoms(norm, choices)
     axes: dict[int, Axes] = {id(tensor): [None] * len(tensor.shape) for tensor in _tensors(graph.inputs)}
     for node in graph.nodes:
         inputs = [axes[id(tensor)] for tensor in node.inputs]
         count = atoms.count
         try:
-            outputs = apply_rule(node, inputs, atoms)
+            probed = probe_layer(node, inputs, atoms) if probe and find_rule(node) is None else None
+            outputs = probed or apply_rule(node, inputs, atoms)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             # A call that the rule was not made for, or a rule of the user's own; what is not understood stays as it is.
             reason = f"{node.path} ({node.kind}): {type(error).__name__} in its rule"
@@ -115,7 +154,7 @@ def find_channel_groups(model: keras.Model, *, norm: Norm = "freeze") -> Channel
     for tensor in _tensors(graph.outputs):
         for axis in axes[id(tensor)]:
             atoms.freeze(axis, "is an output of the model")
-    return ChannelGroups(graph, atoms, tuple(_group(atoms)), _frozen_layers(atoms))
+    return atoms
 
 
 def _tensors(structure: Any) -> list[keras.KerasTensor]:

@@ -1,20 +1,23 @@
 """From groups and the units to remove to a new, plain, narrower model; and the check that it computes the same.
 
 The reference for the check is the original with the removed channels silenced where they are read, which is exact also
-where an activation makes something of nothing.
+where an activation makes something of nothing; norms that run over some of them norm over those that are left.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from typing import Any
 
 import keras
 import numpy as np
 
+from compress.channels.atoms import NormOver, Read
 from compress.channels.groups import ChannelGroups
+from compress.channels.reference import mask_axis, norm_over_kept
 from compress.errors import ModelError
-from compress.models.graph import Node, repeat, rewrite_graph
+from compress.models.graph import Node, rewrite_graph
 
 _TOLERANCE, _HALF_TOLERANCE = 1e-4, 3e-2
 _HALF = ("float16", "bfloat16")
@@ -68,7 +71,46 @@ def silence(groups: ChannelGroups, removed: Collection[int]) -> keras.Model:
             shape[weight.axis] = -1
             values = keras.ops.convert_to_numpy(weight.variable)
             weight.variable.assign(np.where(mask.reshape(shape), values, np.zeros((), values.dtype)))
-    return rewrite_graph(groups.graph, repeat)
+    reads: dict[int, list[Read]] = {}
+    for read in groups.atoms.reads:
+        reads.setdefault(read.call, []).append(read)
+    norms = {norm.call: norm for norm in groups.atoms.norms}
+
+    def call(node: Node, *args: Any, **kwargs: Any) -> Any:
+        if id(node) in norms:
+            (x,) = _tensors((args, kwargs))
+            return _norm(norms[id(node)], x, keep)
+        own = reads.get(id(node), ())
+        if own:
+            args, kwargs = _silence_inputs(own, keep, args, kwargs)
+        return node.operation(*args, **kwargs)
+
+    return rewrite_graph(groups.graph, call)
+
+
+def _norm(norm: NormOver, x: keras.KerasTensor, keep: dict[int, np.ndarray]) -> keras.KerasTensor:
+    masks = {axis: keep[id(atoms)] for axis, atoms in norm.atoms.items()}
+    return norm_over_kept(norm.layer, x, norm.axes, masks, norm.groups)
+
+
+def _silence_inputs(reads: list[Read], keep: dict[int, np.ndarray], args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return the arguments of a call with zeros for the channels that it would read and that are removed."""
+    counter = itertools.count()
+
+    def silenced(value: Any) -> Any:
+        if not isinstance(value, keras.KerasTensor):
+            return value
+        index = next(counter)
+        for read in reads:
+            if read.tensor == index:
+                value = mask_axis(value, read.axis, keep[id(read.atoms)])
+        return value
+
+    return keras.tree.map_structure(silenced, (args, kwargs))
+
+
+def _tensors(structure: Any) -> list[keras.KerasTensor]:
+    return [each for each in keras.tree.flatten(structure) if isinstance(each, keras.KerasTensor)]
 
 
 def check_equal(narrowed: keras.Model, reference: keras.Model, samples: Any = None) -> float:
@@ -106,6 +148,8 @@ def _kept(groups: ChannelGroups, removed: Collection[int]) -> dict[int, np.ndarr
     gone = np.array(sorted(removed), np.int64)
     arrays = [weight.atoms for weight in groups.atoms.weights]
     arrays += [edit.atoms for edits in groups.atoms.edits.values() for edit in edits]
+    arrays += [each.atoms for each in (*groups.atoms.reads, *groups.atoms.factors)]
+    arrays += [atoms for norm in groups.atoms.norms for atoms in norm.atoms.values()]
     return {id(array): ~np.isin(groups.atoms.units(array), gone) for array in arrays}
 
 
@@ -114,10 +158,20 @@ def _rebuild(groups: ChannelGroups, operation: keras.Operation, keep: dict[int, 
     edits = groups.atoms.edits.get(id(operation), [])
     if not isinstance(operation, keras.Layer) and not edits:
         return operation
-    config = operation.get_config()
+    config = _unbuilt(operation.get_config())
     for edit in edits:
-        config[edit.key] = edit.value(int(keep[id(edit.atoms)].sum()))
-    return type(operation).from_config(_unbuilt(config))
+        config = _with_entry(config, edit.key.split("/"), edit.value(int(keep[id(edit.atoms)].sum())))
+    return type(operation).from_config(config)
+
+
+def _with_entry(config: Any, path: list[str], value: Any) -> Any:
+    """Return a configuration in which the entry at `path`, through dictionaries and sequences, is `value`."""
+    if not path:
+        return value
+    if isinstance(config, dict):
+        return {**config, path[0]: _with_entry(config.get(path[0]), path[1:], value)}
+    place = int(path[0])
+    return [_with_entry(each, path[1:], value) if index == place else each for index, each in enumerate(config)]
 
 
 def _unbuilt(config: Any) -> Any:
@@ -133,10 +187,13 @@ def _copy_weights(groups: ChannelGroups, source: keras.Layer, target: keras.Laye
     for weight in groups.atoms.weights:
         if id(weight.variable) in own:
             cuts.setdefault(id(weight.variable), []).append((weight.axis, keep[id(weight.atoms)]))
+    factors = {id(each.variable): each for each in groups.atoms.factors}
     for before, after in zip(source.variables, target.variables, strict=True):
         values = keras.ops.convert_to_numpy(before)
         for axis, mask in cuts.get(id(before), ()):
             values = np.compress(mask, values, axis)
+        if factor := factors.get(id(before)):
+            values = values * np.asarray(factor.value(int(keep[id(factor.atoms)].sum())), values.dtype)
         after.assign(values)
         after.trainable = before.trainable
 

@@ -52,11 +52,14 @@ def register_rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def find_rule(node: Node) -> Rule | None:
+    """Return the rule of an operation, if there is one; those of Keras' classes are for these alone."""
+    return OWN_RULES.get(node.kind) or (RULES.get(node.kind) if is_of_keras(type(node.operation)) else None)
+
+
 def apply_rule(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     """Return the axes of the outputs of a call; where no rule knows it, all that it touches is frozen."""
-    rule = OWN_RULES.get(node.kind)
-    if rule is None and is_of_keras(type(node.operation)):
-        rule = RULES.get(node.kind)
+    rule = find_rule(node)
     if rule is None:
         return freeze_all(node, inputs, atoms, f"{node.path} ({node.kind}) has no rule")
     return rule(node, inputs, atoms)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from compress.channels.atoms import Atoms, Axes, Axis
-from compress.channels.rules import channel_axis, fixed_outputs, freeze_all, output_tensors, rule_of
+from compress.channels.rules import channel_axis, freeze_all, output_tensors, rule_of
 from compress.models.graph import Node
 
 
-@rule_of("Add", "Average", "Divide", "Maximum", "Minimum", "Multiply", "Subtract", "TrueDivide")
+@rule_of(
+    "Add", "Arctan2", "Average", "Divide", "Equal", "FloorDivide", "Fmod", "Greater", "GreaterEqual", "Less",
+    "LessEqual", "Logaddexp", "LogicalAnd", "LogicalOr", "Maximum", "Minimum", "Mod", "Multiply", "NotEqual", "Power",
+    "Subtract", "TrueDivide", "Where",
+)  # fmt: skip
 def merge(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     """Operands are aligned from the right, as NumPy does; an axis of length 1 is spread over the others'."""
     (output,) = output_tensors(node)
@@ -99,13 +103,19 @@ def global_pooling(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
     return [[own if axis == channels else None for axis, own in enumerate(x)]]
 
 
-@rule_of("Max", "Mean", "Min", "Sum")
+@rule_of(
+    "All", "Any", "Argmax", "Argmin", "CountNonzero", "Logsumexp", "Max", "Mean", "Min", "Prod", "Std", "Sum", "Var"
+)
 def reduce(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
+    """A sum does without the channels that go; everything else over them changes."""
     (x,) = inputs
     axis = node.operation.axis
     axes = range(len(x)) if axis is None else {each % len(x) for each in keras.tree.flatten(axis)}
     for each in axes:
-        atoms.freeze(x[each], f"{node.path} reduces over it")
+        if node.kind == "Sum":
+            atoms.read(id(node), 0, each, x[each])
+        else:
+            atoms.freeze(x[each], f"{node.path} reduces over it")
     if node.operation.keepdims:
         return [[None if place in axes else own for place, own in enumerate(x)]]
     return [[own for place, own in enumerate(x) if place not in axes]]
@@ -142,29 +152,70 @@ def expand_dims(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
 
 @rule_of("Flatten", "Reshape")
 def reshape(node: Node, inputs: list[Axes], atoms: Atoms) -> list[Axes]:
-    """One axis with channels may be split, merged or moved as long as it still lies along one axis afterwards."""
+    """Axes may be moved, merged and divided; of those that one axis is divided into, one carries its channels.
+
+    The axes before and after come in blocks of as many places; in each block the axis with the most channels counts.
+    """
     (x,) = inputs
     (output,) = output_tensors(node)
-    before, after = tuple(node.inputs[0].shape[1:]), tuple(output.shape[1:])
-    own = [axis for axis in range(1, len(x)) if x[axis] is not None]
-    if not own:
-        return fixed_outputs(node)
-    first = getattr(node.operation, "data_format", "channels_last") == "channels_first"
-    known = None not in before and None not in after and node.inputs[0].shape[0] == output.shape[0]
-    if len(own) > 1 or not known or (first and node.kind == "Flatten" and len(before) > 1):
-        return freeze_all(node, inputs, atoms, f"{node.path} ({node.kind}) mixes channels with other axes")
-    shape = [1] * len(before)
-    shape[own[0] - 1] = before[own[0] - 1]
-    grid = np.broadcast_to(x[own[0]].reshape(shape), before).reshape(after)
-    found = _along_one_axis(grid)
-    if found is None:
-        return freeze_all(node, inputs, atoms, f"{node.path} ({node.kind}) splits channels")
-    axis, values = found
-    if node.kind == "Reshape":
-        _edit_target(node, axis, values, atoms)
-    result: Axes = [None] * (len(after) + 1)
-    result[axis + 1] = values
+    result: Axes = [None] * len(output.shape)
+    if getattr(node.operation, "data_format", "channels_last") == "channels_first" and node.kind == "Flatten":
+        return freeze_all(node, inputs, atoms, f"{node.path} ({node.kind}) moves channels")
+    blocks = _blocks(node.inputs[0].shape, output.shape)
+    mapped = {axis for before, _ in blocks for axis in before}
+    for axis, own in enumerate(x):
+        if axis not in mapped:
+            atoms.freeze(own, f"{node.path} ({node.kind}) mixes channels with axes of unknown length")
+    for before, after in blocks:
+        own = sorted((axis for axis in before if x[axis] is not None), key=lambda axis: -len(x[axis]))
+        for axis in own[1:]:
+            atoms.freeze(x[axis], f"{node.path} ({node.kind}) merges it with other channels")
+        if own:
+            lengths = [node.inputs[0].shape[axis] for axis in before]
+            line = _stand(x[own[0]], before.index(own[0]), len(before))
+            grid = np.broadcast_to(line, lengths).reshape([output.shape[axis] for axis in after])
+            axis, values = _carrying(node, own[0], grid, atoms)
+            result[after[axis]] = values
+            if node.kind == "Reshape":
+                _edit_target(node, after[axis], values, atoms)
     return [result]
+
+
+def _blocks(before: Sequence[int | None], after: Sequence[int | None]) -> list[tuple[list[int], list[int]]]:
+    """Return from behind the axes before and after that hold the same numbers, up to the first of unknown length."""
+    found: list[tuple[list[int], list[int]]] = []
+    own, other = len(before), len(after)
+    while own > 0 and other > 0 and before[own - 1] is not None and after[other - 1] is not None:
+        block: tuple[list[int], list[int]] = ([own - 1], [other - 1])
+        own, other = own - 1, other - 1
+        sizes = [before[own], after[other]]
+        while sizes[0] != sizes[1]:
+            if sizes[0] < sizes[1]:
+                own -= 1
+                if own < 0 or before[own] is None:
+                    return found
+                block[0].insert(0, own)
+                sizes[0] *= before[own]
+            else:
+                other -= 1
+                if other < 0 or after[other] is None:
+                    return found
+                block[1].insert(0, other)
+                sizes[1] *= after[other]
+        found.append(block)
+    return found
+
+
+def _carrying(node: Node, axis: int, grid: np.ndarray, atoms: Atoms) -> tuple[int, np.ndarray]:
+    """Return the axis of the grid that carries its atoms, and those of it."""
+    found = _along_one_axis(grid)
+    if found is not None:
+        return found
+    varying = [place for place in range(grid.ndim) if (grid != grid.take([0], place)).any()]
+    longest = sorted(varying, key=lambda place: (-grid.shape[place], -place))
+    if len(varying) > 2:  # such as rows, columns and channels of an image: channels are last
+        longest = [varying[-1], *(place for place in longest if place != varying[-1])]
+    return atoms.split(node.path, axis, longest, grid)
 
 
 def _along_one_axis(grid: np.ndarray) -> tuple[int, np.ndarray] | None:
@@ -184,7 +235,6 @@ def _edit_target(node: Node, axis: int, values: Axis, atoms: Atoms) -> None:
     """Let the shape that is asked for follow the channels; -1 follows by itself."""
     config = node.operation.get_config()
     key = next(name for name in ("target_shape", "newshape", "shape") if name in config)
-    target = list(config[key])
-    place = axis + (0 if key == "target_shape" else 1)  # the layer's has no batch axis
-    if target[place] != -1 or math.prod(target) == 0:
-        atoms.edit(node.operation, key, values, lambda n: (*target[:place], n, *target[place + 1 :]))
+    place = axis - (1 if key == "target_shape" else 0)  # the layer's has no batch axis
+    if config[key][place] != -1:
+        atoms.edit(node.operation, f"{key}/{place}", values)

@@ -6,11 +6,35 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from compress.channels.groups import Block, Group
+from compress.channels.groups import Block, ChannelGroups, Group
 from compress.errors import UsageError
 from compress.models.patterns import matches, require_matches
 
 _MOST_GLOBAL = 0.9  # of a block; ranking all together would otherwise empty some
+
+
+def select_groups(groups: ChannelGroups, include: Sequence[str], exclude: Sequence[str]) -> list[Group]:
+    """Return the groups that the patterns choose.
+
+    Raises:
+        UsageError: a pattern fits no layer, or no group is left.
+    """
+    paths = [node.path for node in groups.graph.nodes]
+    require_matches(paths, include, "include")
+    require_matches(paths, exclude, "exclude")
+    chosen = [
+        group
+        for group in groups.groups
+        if all(matches(path, include) and not matches(path, exclude) for path in group.producers)
+    ]
+    if not chosen:
+        reasons = "; ".join(f"{path}: {reason}" for path, reason in list(groups.frozen.items())[:5])
+        raise UsageError(
+            f"expected channels that can be removed. Received: model {groups.graph.name!r} with "
+            f"{len(groups.groups)} groups, include={list(include)}, exclude={list(exclude)}",
+            f"What stays, and why: {reasons or 'see bmcompress inspect --groups'}.",
+        )
+    return chosen
 
 
 def choose_units(

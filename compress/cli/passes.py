@@ -35,6 +35,21 @@ Exclude = Annotated[
 ]
 Formats = Annotated[str, typer.Option("--to", help="Files to export afterwards: tflite, onnx, both, or none.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds every step.")]
+TargetMacs = Annotated[
+    str | None, typer.Option("--target-macs", help="Instead, the share of multiply-accumulates to be left.")
+]
+TargetParameters = Annotated[
+    str | None, typer.Option("--target-parameters", help="Instead, the share of parameters to be left.")
+]
+TargetBytes = Annotated[
+    str | None, typer.Option("--target-bytes", help="Instead, the share of the exported file's bytes to be left.")
+]
+TargetLatency = Annotated[
+    str | None,
+    typer.Option("--target-latency", help="Instead, the share of time on this machine: 50% is twice as fast."),
+]
+Runtime = Annotated[str | None, typer.Option("--runtime", help="For bytes and latency: tflite (the default) or onnx.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of that runtime; 1.")]
 Teacher = Annotated[
     str | None, typer.Option("--teacher", help="The teacher, a .keras file; `input` is the input model.")
 ]
@@ -215,20 +230,33 @@ def prune(
     return OnePass("prune", model, options)
 
 
+def _one_target(others: dict[str, Any], targets: dict[str, str | None]) -> dict[str, Any] | None:
+    """Return the target by what it is of, or nothing; one of the options in all must be given."""
+    from compress.errors import UsageError
+    from compress.strict_yaml import parse_scalar
+
+    found = {cost: parse_scalar(left) for cost, left in targets.items() if left is not None}
+    if len(found) + sum(value is not None for value in others.values()) != 1:
+        names = [*others, *(f"--target-{cost}" for cost in targets)]
+        raise UsageError(f"expected one of {', '.join(names)}.")
+    return found or None
+
+
 @pass_command
 def prune_channels(
     model: Model,
     ratio: Annotated[
         str | None, typer.Option("--ratio", help="Share of the channels to remove, such as 0.5 or 50%.")
     ] = None,
-    target_macs: Annotated[
-        str | None, typer.Option("--target-macs", help="Instead, the share of multiply-accumulates to be left.")
-    ] = None,
-    target_parameters: Annotated[
-        str | None, typer.Option("--target-parameters", help="Instead, the share of parameters to be left.")
-    ] = None,
+    target_macs: TargetMacs = None,
+    target_parameters: TargetParameters = None,
+    target_bytes: TargetBytes = None,
+    target_latency: TargetLatency = None,
+    runtime: Runtime = None,
+    threads: Threads = None,
     importance: Annotated[
-        str | None, typer.Option("--importance", help="l1, l2, bn_scale, fpgm, taylor or random.")
+        str | None,
+        typer.Option("--importance", help="l1, l2, bn_scale, fpgm, taylor, hessian, activation or random."),
     ] = None,
     ranking: Annotated[
         str | None, typer.Option("--ranking", help="local: each group loses this share; global: all together do.")
@@ -239,6 +267,9 @@ def prune_channels(
     norm: Annotated[
         str | None, typer.Option("--norm", help="allow: channels under LayerNormalization may go, too.")
     ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Try out layers that nobody knows instead of leaving them as they are.")
+    ] = False,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Rounds of cutting and training.")] = None,
     epochs: EpochCount = None,
     learning_rate: LearningRate = None,
@@ -248,20 +279,22 @@ def prune_channels(
     teacher: Teacher = None,
 ) -> OnePass:
     """Remove whole channels, then train; --epochs 0 only cuts and needs no data."""
-    from compress.errors import UsageError
     from compress.strict_yaml import parse_scalar
 
-    targets = {"macs": target_macs, "parameters": target_parameters}
-    target = {cost: parse_scalar(left) for cost, left in targets.items() if left is not None}
-    if (ratio is None) == (not target) or len(target) > 1:
-        raise UsageError("expected --ratio, --target-macs or --target-parameters, one of them.")
+    target = _one_target(
+        {"--ratio": ratio},
+        {"macs": target_macs, "parameters": target_parameters, "bytes": target_bytes, "latency": target_latency},
+    )
     options = {
         "ratio": None if ratio is None else parse_scalar(ratio),
-        "target": target or None,
+        "target": target,
+        "runtime": runtime,
+        "threads": threads,
         "importance": importance,
         "ranking": ranking,
         "multiple_of": multiple_of,
         "norm": norm,
+        "probe": probe or None,
         "steps": steps,
         "epochs": epochs,
         "learning_rate": learning_rate,
@@ -271,6 +304,84 @@ def prune_channels(
         "teacher": {"path": teacher} if teacher not in (None, "input") else teacher,
     }
     return OnePass("prune_channels", model, options)
+
+
+@pass_command
+def prune_blocks(
+    model: Model,
+    count: Annotated[int | None, typer.Option("--count", min=1, help="How many residual blocks go.")] = None,
+    target_macs: TargetMacs = None,
+    target_parameters: TargetParameters = None,
+    epochs: EpochCount = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    teacher: Teacher = None,
+) -> OnePass:
+    """Drop whole residual blocks, those first without which the outputs change least, then train."""
+    options = {
+        "count": count,
+        "target": _one_target({"--count": count}, {"macs": target_macs, "parameters": target_parameters}),
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "include": include,
+        "exclude": exclude,
+        "teacher": {"path": teacher} if teacher not in (None, "input") else teacher,
+    }
+    return OnePass("prune_blocks", model, options)
+
+
+@pass_command
+def factorize(
+    model: Model,
+    energy: Annotated[
+        str | None, typer.Option("--energy", help="Share of the squared singular values to keep, such as 0.9.")
+    ] = None,
+    rank: Annotated[
+        str | None, typer.Option("--rank", help="Instead, a number of components, or a share of them below 1.")
+    ] = None,
+    target_macs: TargetMacs = None,
+    target_parameters: TargetParameters = None,
+    target_bytes: TargetBytes = None,
+    target_latency: TargetLatency = None,
+    runtime: Runtime = None,
+    threads: Threads = None,
+    method: Annotated[str | None, typer.Option("--method", help="auto, svd, spatial or tucker.")] = None,
+    multiple_of: Annotated[
+        int | None, typer.Option("--multiple-of", min=1, help="Round ranks up to a multiple; 8 by default.")
+    ] = None,
+    epochs: EpochCount = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    teacher: Teacher = None,
+) -> OnePass:
+    """Write kernels as products of smaller ones where that is cheaper, then train; --epochs 0 needs no data."""
+    from compress.strict_yaml import parse_scalar
+
+    target = _one_target(
+        {"--energy": energy, "--rank": rank},
+        {"macs": target_macs, "parameters": target_parameters, "bytes": target_bytes, "latency": target_latency},
+    )
+    options = {
+        "energy": None if energy is None else parse_scalar(energy),
+        "rank": None if rank is None else parse_scalar(rank),
+        "target": target,
+        "runtime": runtime,
+        "threads": threads,
+        "method": method,
+        "multiple_of": multiple_of,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "include": include,
+        "exclude": exclude,
+        "teacher": {"path": teacher} if teacher not in (None, "input") else teacher,
+    }
+    return OnePass("factorize", model, options)
 
 
 @pass_command

@@ -46,7 +46,7 @@ class OutputLoss:
         seen = kept = 0
         for x, _ in split.batches(min(_BATCH, samples)):
             inputs = map_arrays(lambda array: array[: samples - seen], x)  # noqa: B023
-            outputs = self._predict(inputs)
+            outputs = _predict(model, inputs)
             self._inputs.append(inputs)
             self._wanted.append(outputs)
             seen += len(flatten_arrays(inputs)[0])
@@ -60,17 +60,21 @@ class OutputLoss:
 
     def measure(self) -> float:
         """Return the mean over samples and outputs; NaN where an output is not finite."""
+        return self.measure_other(self._model)
+
+    def measure_other(self, model: keras.Model) -> float:
+        """Return the same for another model with such outputs."""
         total = count = 0.0
         for x, wanted in zip(self._inputs, self._wanted, strict=True):
             size = len(wanted[0])
-            for output, target, measure in zip(self._predict(x), wanted, self._measures, strict=True):
+            for output, target, measure in zip(_predict(model, x), wanted, self._measures, strict=True):
                 total += size * measure(output, target)
                 count += size
         return total / count
 
-    def _predict(self, x: Any) -> list[np.ndarray]:
-        outputs = keras.tree.flatten(self._model.predict_on_batch(x))
-        return [np.asarray(output, "float32") for output in outputs]
+
+def _predict(model: keras.Model, x: Any) -> list[np.ndarray]:
+    return [np.asarray(output, "float32") for output in keras.tree.flatten(model.predict_on_batch(x))]
 
 
 @contextmanager

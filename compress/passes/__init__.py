@@ -12,8 +12,10 @@ from compress.passes.base import Pass
 BUILT_IN: dict[str, str] = {
     "cluster": "compress.passes.cluster:WeightClustering",
     "distill": "compress.passes.distill:Distillation",
+    "factorize": "compress.passes.factorize:Factorization",
     "finetune": "compress.passes.finetune:FineTuning",
     "prune": "compress.passes.prune:MagnitudePruning",
+    "prune_blocks": "compress.passes.prune_blocks:BlockPruning",
     "prune_channels": "compress.passes.prune_channels:ChannelPruning",
     "ptq": "compress.passes.ptq:PostTrainingQuantization",
     "qat": "compress.passes.qat:QuantizationAwareTraining",
@@ -22,8 +24,11 @@ BUILT_IN: dict[str, str] = {
 _OTHER_WORDS = {
     "clustering": "cluster",
     "channel_pruning": "prune_channels",
+    "depth_pruning": "prune_blocks",
     "distillation": "distill",
+    "factorise": "factorize",
     "fine_tune": "finetune",
+    "low_rank": "factorize",
     "pruning": "prune",
     "sparsify": "prune",
 }

@@ -11,10 +11,10 @@ from keras import ops
 
 
 def randomise(model: keras.Model, seed: int = 0) -> keras.Model:
-    """Give every vector of weights random values: zeros and ones would hide a wrong slice."""
+    """Give every bias and every other vector of weights random values: zeros and ones would hide a wrong slice."""
     random = np.random.default_rng(seed)
     for variable in model.variables:
-        if "float" not in variable.dtype or len(variable.shape) > 1:
+        if "float" not in variable.dtype or (len(variable.shape) > 1 and variable.name != "bias"):
             continue
         low, high = (0.5, 1.5) if "variance" in variable.name or "gamma" in variable.name else (-0.6, 0.6)
         variable.assign(random.uniform(low, high, variable.shape))

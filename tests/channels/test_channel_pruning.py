@@ -117,11 +117,11 @@ def test_groups_say_what_they_couple_and_what_is_frozen():
 def test_norms_over_channels():
     assert prune_channels(attention(), 0.5).difference < 1e-5
     allowed = prune_channels(attention(), 0.5, norm="allow")
-    assert allowed.difference is None
+    assert allowed.difference < 1e-5  # against the original whose norms leave out what is removed
     sizes = [
         sum(group.size for group in find_channel_groups(attention(), norm=norm).groups) for norm in ("allow", "freeze")
     ]
-    assert sizes == [56, 40]
+    assert sizes == [60, 44]
     assert allowed.model.count_params() < prune_channels(attention(), 0.5).model.count_params()
 
 

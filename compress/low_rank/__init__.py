@@ -1,0 +1,1 @@
+"""Low rank: kernels of dense layers and convolutions become products of smaller ones."""
