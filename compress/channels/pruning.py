@@ -20,7 +20,7 @@ from compress.channels.targets import reach_file_target, reach_target
 from compress.errors import DataError, UsageError
 from compress.models.copying import copy_compile_settings
 from compress.models.graph import name_outputs_as
-from compress.targets.files import FileCost, FileCosts, Runtime
+from compress.targets.files import TOLERANCE, FileCost, FileCosts, Runtime
 from compress.targets.reaching import Reached
 
 ScoreName = Literal["l1", "l2", "bn_scale", "fpgm", "taylor", "hessian", "activation", "random"]
@@ -52,6 +52,7 @@ def prune_channels(
     ratio: float | Mapping[str, float] | None = None,
     *,
     target: Mapping[Cost | FileCost, float] | None = None,
+    tolerance: float = TOLERANCE,
     runtime: Runtime = "tflite",
     threads: int = 1,
     importance: ScoreName | ChannelScore = "l2",
@@ -76,7 +77,8 @@ def prune_channels(
         ratio: share of the channels to remove, at least 0 and less than 1, or shares by pattern over layer paths; half
             of them where there is neither a ratio nor a target.
         target: instead, the share of the `"parameters"`, `"macs"`, `"bytes"` of the exported file or its `"latency"`,
-            measured on this machine, that is to be left, such as `{"latency": 0.5}`; met within 3 %.
+            measured on this machine, that is to be left, such as `{"latency": 0.5}`.
+        tolerance: how far from the target, as a share of it, the result may be.
         runtime: of a target in bytes or latency: `"tflite"` (LiteRT) or `"onnx"` (ONNX Runtime).
         threads: of that runtime.
         importance: `"l1"`, `"l2"`, `"bn_scale"`, `"fpgm"`; with `data`: `"taylor"` (labels and a compiled model),
@@ -104,6 +106,8 @@ def prune_channels(
     groups = find_channel_groups(model, norm=norm, probe=probe)
     chosen = select_groups(groups, include, exclude)
     ratio = require_choice(ratio, target, [path for group in groups.groups for path in group.producers])
+    if not tolerance > 0:
+        raise UsageError(f"expected a tolerance above 0. Received: tolerance={tolerance}")
     if multiple_of < 1 or minimum < 1:
         raise UsageError(
             f"expected multiple_of and minimum of at least 1. Received: multiple_of={multiple_of}, minimum={minimum}"
@@ -121,9 +125,9 @@ def prune_channels(
         ((cost, share),) = target.items()
         if cost in get_args(FileCost):
             with FileCosts(model, cost, runtime, threads) as files:
-                removed, reached = reach_file_target(groups, chosen, choose, cost, share, files)
+                removed, reached = reach_file_target(groups, chosen, choose, cost, share, files, tolerance)
         else:
-            removed, found = reach_target(chosen, choose, CostModel(groups, cost), share)
+            removed, found = reach_target(chosen, choose, CostModel(groups, cost), share, tolerance)
             reached = Reached(cost, share, found, found)
     narrowed = name_outputs_as(narrow(groups, removed), model)
     if type(model) is keras.Sequential and len(model.layers) == len(groups.graph.nodes):  # none of them is a model

@@ -26,6 +26,7 @@ def reach_file_target(
     cost: str,
     target: float,
     files: FileCosts,
+    tolerance: float = TOLERANCE,
 ) -> tuple[set[int], Reached]:
     """Return the units to remove so that the exported file costs its target, and what was predicted and measured.
 
@@ -38,6 +39,7 @@ def reach_file_target(
         cost: `"bytes"` or `"latency"`.
         target: share of the original's cost.
         files: measures the cost.
+        tolerance: how far from the target, as a share of it, is near enough.
 
     Raises:
         UsageError: the target cannot be met; the nearest share is named.
@@ -51,22 +53,26 @@ def reach_file_target(
             advance(1, f"{seen[-1][1]:.3f}")
         for _ in range(_FILES):
             costs.fit(seen)
-            removed, predicted = reach_target(chosen, choose, costs, target)
+            removed, predicted = reach_target(chosen, choose, costs, target, tolerance)
             measured = files.share(narrow(groups, removed))
             advance(1, f"{measured:.3f}")
-            if abs(measured - target) <= TOLERANCE * target:
+            if abs(measured - target) <= tolerance * target:
                 return removed, Reached(cost, target, predicted, measured)
             seen.append((removed, measured))
     nearest = min((share for _, share in seen), key=lambda share: abs(share - target))
     raise UsageError(
-        f"the target was not met within {TOLERANCE:.0%}: the nearest {cost} that was measured is {nearest:.1%}. "
+        f"the target was not met within {tolerance:.0%}: the nearest {cost} that was measured is {nearest:.1%}. "
         f"Received: {target:.1%}",
         f"Ask for {nearest:.1%}, lower `multiple_of`, or measure on a machine that does nothing else.",
     )
 
 
 def reach_target(
-    groups: Sequence[Group], choose: Callable[[float], set[int]], costs: CostModel | FileCostModel, target: float
+    groups: Sequence[Group],
+    choose: Callable[[float], set[int]],
+    costs: CostModel | FileCostModel,
+    target: float,
+    tolerance: float = TOLERANCE,
 ) -> tuple[set[int], float]:
     """Return the units to remove, and the share of the cost that is left.
 
@@ -79,13 +85,14 @@ def reach_target(
         choose: returns the units to remove at a ratio.
         costs: what is left costs.
         target: share of the cost of the whole model, more than 0 and at most 1.
+        tolerance: how far from it, as a share of it, is near enough.
 
     Raises:
         UsageError: the target cannot be met; the nearest share is named.
     """
     whole = costs.measure(())
     low, high = 0.0, _MOST
-    if costs.measure(choose(high)) > target * whole * (1 + TOLERANCE):
+    if costs.measure(choose(high)) > target * whole * (1 + tolerance):
         least = costs.measure(choose(high)) / whole
         raise UsageError(
             f"the target cannot be met: the least that can be left is {least:.1%}. Received: {target:.1%}",
@@ -99,14 +106,14 @@ def reach_target(
         fewer, more = choose(max(0.0, low - margin)), choose(min(_MOST, high + margin))
         found = _mix(groups, fewer, more, lambda units: abs(costs.measure(units) - target * whole))
         best = min((best, found), key=lambda units: abs(costs.measure(units) - target * whole))
-        if abs(costs.measure(best) - target * whole) <= TOLERANCE * target * whole:
+        if abs(costs.measure(best) - target * whole) <= tolerance * target * whole:
             break
     share = costs.measure(best) / whole
-    if abs(share - target) > TOLERANCE * target:
+    if abs(share - target) > tolerance * target:
         raise UsageError(
-            f"the target cannot be met within {TOLERANCE:.0%}: the nearest that rounding allows is {share:.1%}. "
+            f"the target cannot be met within {tolerance:.0%}: the nearest that rounding allows is {share:.1%}. "
             f"Received: {target:.1%}",
-            f"Ask for {share:.1%}, or lower `multiple_of`.",
+            f"Ask for {share:.1%}, lower `multiple_of`, or raise `tolerance`.",
         )
     return best, share
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
@@ -36,6 +37,8 @@ class ChannelPruning(Training, Pass):
     target: dict[Literal["parameters", "macs", "bytes", "latency"], Left] | None = None
     """Instead of a ratio, the share that is to be left of the parameters, the multiply-accumulates, the bytes of the
     exported file, or the time that it takes on this machine: `{latency: 50%}`."""
+    tolerance: Left = 0.03
+    """How far from the target, as a share of it, the result may be."""
     runtime: Literal["tflite", "onnx"] = "tflite"
     """Of a target in bytes or latency: LiteRT or ONNX Runtime."""
     threads: int = Field(default=1, ge=1)
@@ -89,6 +92,7 @@ class ChannelPruning(Training, Pass):
                 model,
                 self._share_of_a_step(self.ratio),
                 target=self._target_of_a_step(left, self.steps - index),
+                tolerance=self.tolerance if index == self.steps - 1 else math.inf,  # only the end counts
                 runtime=self.runtime,
                 threads=self.threads,
                 importance=self.importance,
