@@ -28,8 +28,9 @@ import numpy as np
 from reporting import describe_machine, write_results
 
 from compress.channels.groups import find_channel_groups
-from compress.channels.rebuild import check_equal, narrow, silence
+from compress.channels.rebuild import narrow, silence
 from compress.channels.selection import choose_units
+from compress.models.equivalence import check_equal
 
 GOAL = "difference <= 1e-4; groups of the largest < 2 s; rebuild / clone_model <= 1.5"
 NAMES = [name for name in sorted(dir(keras.applications)) if callable(getattr(keras.applications, name))]

@@ -25,9 +25,7 @@ from compress.channels import (  # noqa: F401  (they register their rules)
 from compress.channels.atoms import Atoms, Axes, Norm
 from compress.channels.probing import probe_layer
 from compress.channels.rules import apply_rule, find_rule, freeze_all, output_tensors
-from compress.errors import UsageError
-from compress.models.graph import Graph, copy_graph
-from compress.models.walking import find_layers
+from compress.models.graph import Graph, copy_float_graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +102,7 @@ def find_channel_groups(model: keras.Model, *, norm: Norm = "freeze", probe: boo
         UsageError: the model is fake-quantized.
         ModelError: the calls of the model are known to Python alone.
     """
-    if any(type(layer).__name__ == "QuantizedLayer" for _, layer in find_layers(model)):
-        raise UsageError(
-            f"expected a float model. Received: model {model.name!r}, which is fake-quantized",
-            "Prune channels before you quantize.",
-        )
-    graph = copy_graph(model)
+    graph = copy_float_graph(model, "Prune channels before you quantize.")
     atoms = best = _follow(graph, norm, {}, probe)
     choices: dict[tuple[str, int], int] = {}
     while changes := _other_choices(atoms):

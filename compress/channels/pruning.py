@@ -13,12 +13,13 @@ from compress.channels.atoms import Norm
 from compress.channels.costs import Cost, CostModel
 from compress.channels.groups import ChannelGroups, find_channel_groups
 from compress.channels.importance import SCORES, ChannelScore, score_units
-from compress.channels.rebuild import check_equal, narrow, silence
+from compress.channels.rebuild import narrow, silence
 from compress.channels.samples import channel_activations, loss_gradients, output_gradients
 from compress.channels.selection import choose_units, require_ratio, select_groups
 from compress.channels.targets import reach_file_target, reach_target
 from compress.errors import DataError, UsageError
 from compress.models.copying import copy_compile_settings
+from compress.models.equivalence import check_equal
 from compress.models.graph import name_outputs_as
 from compress.targets.files import TOLERANCE, FileCost, FileCosts, Runtime
 from compress.targets.reaching import Reached
@@ -134,7 +135,8 @@ def prune_channels(
         narrowed = keras.Sequential(narrowed.layers, name=model.name)
     kept = kept_channels(groups, removed)
     exact = not any(set(groups.atoms.units(atoms).tolist()) & removed for atoms in groups.atoms.normed)
-    difference = check_equal(narrowed, silence(groups, removed)) if exact else None
+    claim = "the narrower model does not compute what the original does without the removed channels"
+    difference = check_equal(narrowed, silence(groups, removed), claim) if exact else None
     copy_compile_settings(model, narrowed)
     return PrunedChannels(narrowed, kept, difference, reached)
 

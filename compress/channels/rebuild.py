@@ -1,6 +1,6 @@
-"""From groups and the units to remove to a new, plain, narrower model; and the check that it computes the same.
+"""From groups and the units to remove to a new, plain, narrower model; and the reference that it must be equal to.
 
-The reference for the check is the original with the removed channels silenced where they are read, which is exact also
+The reference is the original with the removed channels silenced where they are read, which is exact also
 where an activation makes something of nothing; norms that run over some of them norm over those that are left.
 """
 
@@ -18,11 +18,6 @@ from compress.channels.groups import ChannelGroups
 from compress.channels.reference import mask_axis, norm_over_kept
 from compress.errors import ModelError
 from compress.models.graph import Node, rewrite_graph
-
-_TOLERANCE, _HALF_TOLERANCE = 1e-4, 3e-2
-_HALF = ("float16", "bfloat16")
-_SAMPLES = 4
-_OPEN_SIZE = 16
 
 
 def narrow(groups: ChannelGroups, removed: Collection[int]) -> keras.Model:
@@ -113,36 +108,6 @@ def _tensors(structure: Any) -> list[keras.KerasTensor]:
     return [each for each in keras.tree.flatten(structure) if isinstance(each, keras.KerasTensor)]
 
 
-def check_equal(narrowed: keras.Model, reference: keras.Model, samples: Any = None) -> float:
-    """Return the largest difference of the outputs, relative to the largest output, or raise ModelError.
-
-    Args:
-        narrowed: the narrow model.
-        reference: the silenced original.
-        samples: inputs in the structure of the model's; random ones by default.
-    """
-    inputs = _draw(reference) if samples is None else samples
-    first, second = (_outputs(model, inputs) for model in (narrowed, reference))
-    worst = 0.0
-    for one, other in zip(first, second, strict=True):
-        scale = float(np.abs(other).max(initial=0)) or 1.0
-        difference = float(np.abs(one - other).max(initial=0)) / scale
-        worst = worst if difference <= worst else difference  # NaN is the worst
-    allowed = _HALF_TOLERANCE if any(layer.compute_dtype in _HALF for layer in reference.layers) else _TOLERANCE
-    if not worst <= allowed:
-        raise ModelError(
-            f"the narrower model does not compute what the original does without the removed channels. "
-            f"Received: a difference of {worst:.3g}, allowed are {allowed:g}",
-            "Leave out the layers with rules of your own, or report the model.",
-        )
-    return worst
-
-
-def _outputs(model: keras.Model, inputs: Any) -> list[np.ndarray]:
-    outputs = keras.tree.flatten(model(inputs, training=False))
-    return [keras.ops.convert_to_numpy(each).astype("float64") for each in outputs]
-
-
 def _kept(groups: ChannelGroups, removed: Collection[int]) -> dict[int, np.ndarray]:
     """Return by `id` of an array of atoms which of them stay."""
     gone = np.array(sorted(removed), np.int64)
@@ -196,17 +161,3 @@ def _copy_weights(groups: ChannelGroups, source: keras.Layer, target: keras.Laye
             values = values * np.asarray(factor.value(int(keep[id(factor.atoms)].sum())), values.dtype)
         after.assign(values)
         after.trainable = before.trainable
-
-
-def _draw(model: keras.Model) -> Any:
-    """Return random inputs: normal floats, and integers 0 and 1, which every embedding has."""
-    generator = np.random.default_rng(0)
-
-    def draw(tensor: keras.KerasTensor) -> np.ndarray:
-        batch = tensor.shape[0] or _SAMPLES
-        shape = (batch, *(size or _OPEN_SIZE for size in tensor.shape[1:]))
-        if "float" in tensor.dtype:
-            return generator.standard_normal(shape, dtype="float32").astype(tensor.dtype)
-        return generator.integers(0, 2, shape).astype(tensor.dtype)
-
-    return keras.tree.map_structure(draw, model.input)

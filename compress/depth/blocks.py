@@ -11,10 +11,8 @@ from typing import Any
 
 import keras
 
-from compress.errors import UsageError
 from compress.models.call_macs import count_call_macs
-from compress.models.graph import Graph, Node, copy_graph, repeat, rewrite_graph
-from compress.models.walking import find_layers
+from compress.models.graph import Graph, Node, copy_float_graph, repeat, rewrite_graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +48,7 @@ def find_blocks(model: keras.Model) -> list[ResidualBlock]:
 
 def open_graph(model: keras.Model) -> Graph:
     """Return the graph of a copy of a float model, or raise what `find_blocks` does."""
-    if any(type(layer).__name__ == "QuantizedLayer" for _, layer in find_layers(model)):
-        raise UsageError(
-            f"expected a float model. Received: model {model.name!r}, which is fake-quantized",
-            "Drop blocks before you quantize.",
-        )
-    return copy_graph(model)
+    return copy_float_graph(model, "Drop blocks before you quantize.")
 
 
 def blocks_of(graph: Graph) -> list[ResidualBlock]:

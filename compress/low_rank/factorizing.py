@@ -10,22 +10,20 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from compress.errors import ModelError, UsageError
+from compress.errors import UsageError
 from compress.low_rank.decompositions import factors_of, rebuild
 from compress.low_rank.planning import Candidate, Choice, Cost, cost_of, find_candidates, whole_costs
 from compress.models.copying import copy_compile_settings, copy_model
-from compress.models.graph import Graph, Node, copy_graph, name_outputs_as, repeat, rewrite_graph
+from compress.models.equivalence import check_equal
+from compress.models.graph import Graph, Node, copy_float_graph, name_outputs_as, repeat, rewrite_graph
 from compress.models.patterns import matches, require_matches
-from compress.models.walking import find_layers
 from compress.targets.files import TOLERANCE, FileCost, FileCosts, Runtime
 from compress.targets.reaching import Reached, reach_file_share
 
 Rank = int | float
 """A number of components, or a share below 1 of all."""
 
-_TOLERANCE, _HALF_TOLERANCE = 1e-4, 3e-2
 _HALVINGS = 30
-_OPEN_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -186,12 +184,7 @@ def open_graph(model: keras.Model) -> Graph:
         UsageError: the model is fake-quantized.
         ModelError: its calls are known to Python alone.
     """
-    if any(type(layer).__name__ == "QuantizedLayer" for _, layer in find_layers(model)):
-        raise UsageError(
-            f"expected a float model. Received: model {model.name!r}, which is fake-quantized",
-            "Factorise before you quantize.",
-        )
-    return copy_graph(model)
+    return copy_float_graph(model, "Factorise before you quantize.")
 
 
 def select_candidates(
@@ -348,27 +341,5 @@ def _check(factorized: keras.Model, graph: Graph, candidates: Sequence[Candidate
         if each.path in plan:
             choice = plan[each.path]
             each.layer.kernel.assign(rebuild(factors_of(each.kernel, choice.method, choice.ranks), choice.method))
-    reference = rewrite_graph(graph, repeat)
-    generator = np.random.default_rng(0)
-
-    def draw(tensor: keras.KerasTensor) -> np.ndarray:
-        shape = (tensor.shape[0] or 4, *(size or _OPEN_SIZE for size in tensor.shape[1:]))
-        if "float" in tensor.dtype:
-            return generator.standard_normal(shape, dtype="float32").astype(tensor.dtype)
-        return generator.integers(0, 2, shape).astype(tensor.dtype)
-
-    inputs = keras.tree.map_structure(draw, reference.input)
-    half = any(layer.compute_dtype in ("float16", "bfloat16") for layer in reference.layers)
-    allowed, worst = _HALF_TOLERANCE if half else _TOLERANCE, 0.0
-    outputs = (keras.tree.flatten(each(inputs, training=False)) for each in (factorized, reference))
-    for one, other in zip(*outputs, strict=True):
-        a, b = (keras.ops.convert_to_numpy(each).astype("float64") for each in (one, other))
-        difference = float(np.abs(a - b).max(initial=0) / (np.abs(b).max(initial=0) or 1.0))
-        worst = worst if difference <= worst else difference  # NaN is the worst
-    if not worst <= allowed:
-        raise ModelError(
-            f"the factorised model does not compute what its kernels stand for. Received: a difference of {worst:.3g}, "
-            f"allowed are {allowed:g}",
-            "Leave out layers with exclude, or report the model.",
-        )
-    return worst
+    claim = "the factorised model does not compute what its kernels stand for"
+    return check_equal(factorized, rewrite_graph(graph, repeat), claim)

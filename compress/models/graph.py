@@ -15,8 +15,9 @@ from typing import Any
 
 import keras
 
-from compress.errors import ModelError
+from compress.errors import ModelError, UsageError
 from compress.models.copying import copy_model, custom_objects_of
+from compress.models.walking import find_layers
 
 Caller = Callable[..., Any]
 """`call(node, *args, **kwargs)`: what to do for a recorded call; returns symbolic tensors in the node's structure."""
@@ -139,6 +140,22 @@ def copy_graph(model: keras.Model) -> Graph:
         ModelError: the model cannot be copied or traced.
     """
     return trace_graph(copy_model(model))
+
+
+def copy_float_graph(model: keras.Model, advice: str) -> Graph:
+    """Return what `copy_graph` does for a model that is not fake-quantized.
+
+    Args:
+        model: the model.
+        advice: when to do instead what cannot be done with a fake-quantized one.
+
+    Raises:
+        UsageError: the model is fake-quantized.
+        ModelError: the model cannot be copied or traced.
+    """
+    if any(type(layer).__name__ == "QuantizedLayer" for _, layer in find_layers(model)):
+        raise UsageError(f"expected a float model. Received: model {model.name!r}, which is fake-quantized", advice)
+    return copy_graph(model)
 
 
 def rewrite_graph(graph: Graph, call: Caller) -> keras.Model:

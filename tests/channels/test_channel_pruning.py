@@ -16,9 +16,10 @@ import compress
 from compress.channels.costs import CostModel
 from compress.channels.groups import find_channel_groups
 from compress.channels.pruning import prune_channels
-from compress.channels.rebuild import check_equal, narrow, silence
+from compress.channels.rebuild import narrow, silence
 from compress.channels.rules import OWN_RULES, register_rule
 from compress.errors import DataError, ModelError, UsageError
+from compress.models.equivalence import check_equal
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,9 @@ from nets import randomise
 
 from compress.channels.groups import find_channel_groups
 from compress.channels.pruning import prune_channels
-from compress.channels.rebuild import check_equal, narrow, silence
+from compress.channels.rebuild import narrow, silence
 from compress.errors import ModelError
+from compress.models.equivalence import check_equal
 
 IMAGE, SEQUENCE = (8, 8, 3), (6, 5)
 
