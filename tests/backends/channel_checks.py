@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -31,3 +32,28 @@ def kept_channels(name: str) -> dict[str, list[int]]:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_law(name):
     Path(os.environ["BMCOMPRESS_SHARED"], f"kept-{name}.json").write_text(json.dumps(kept_channels(name)))
+
+
+def test_blocks_and_kernels():
+    model = randomise(NETS["residual"]())
+    x = np.random.default_rng(0).normal(size=(8, *model.input_shape[1:])).astype("float32")
+    assert len(compress.prune_blocks(model, 1, data=x).dropped) == 1
+    assert compress.factorize(model, rank=0.3, multiple_of=1).difference < 1e-4
+
+
+def test_group_sparse_training_lets_channels_die():
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(256, 4)).astype("float32")
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(16, activation="relu")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(hidden))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.01), loss)
+    callback = compress.GroupSparsity(strength=2.0, frequency=4)
+    model.fit(x, (x[:, 0] > 0).astype("int64"), epochs=16, verbose=0, callbacks=[callback])
+    (lengths,) = callback.lengths.values()
+    dead = sum(length < 1e-6 for length in lengths)
+    assert 4 <= dead < 16
+    before = keras.ops.convert_to_numpy(model(x))
+    narrow = compress.prune_channels(model, dead / 16, multiple_of=1).model
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(narrow(x)), before, atol=1e-5)
