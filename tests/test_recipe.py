@@ -67,7 +67,7 @@ def test_all_problems_at_once_each_with_its_line(write):
         ("sparsity: 50%", "sparsity: .5.5", "expected a number, a percentage"),
         ("sparsity: 50%", "sparsity: 50%, epochs: -2", "greater than or equal to 0"),
         ("sparsity: 50%", "sparsity: no", "expected a number, a percentage"),
-        ("type: prune", "type: prnue", "unknown pass `prnue`; did you mean `prune`? known: cluster, distill, finetune, prune"),
+        ("type: prune", "type: prnue", "unknown pass `prnue`; did you mean `prune`? known: cluster, distill, factorize, finetune, prune"),
         ("type: prune", "type: pruning", "did you mean `prune`?"),
         ("type: prune", "kind: prune", "expected a pass such as"),
         ("- {type: prune, sparsity: 50%}", "- {type: prune, sparsity: 1%}\n  - {type: prune, sparsity: 2%}", "two passes have the id `prune`"),
