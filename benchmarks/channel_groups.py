@@ -27,6 +27,7 @@ import keras
 import numpy as np
 from reporting import describe_machine, write_results
 
+import compress
 from compress.channels.groups import find_channel_groups
 from compress.channels.rebuild import narrow, silence
 from compress.channels.selection import choose_units
@@ -59,12 +60,18 @@ def build(name: str) -> keras.Model:
             variable.assign(generator.uniform(0.5, 1.5, variable.shape))
         elif variable.name in ("beta", "moving_mean", "bias"):
             variable.assign(generator.normal(0, 0.3, variable.shape))
+    # Statistics of the model's own activations: otherwise the signal dies on its way, and any two inputs look alike.
+    compress.reestimate_batch_norm(model, generator.standard_normal((16, size, size, 3), dtype="float32"))
     return model
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     start = time.perf_counter()
     return function(), time.perf_counter() - start
+
+
+def _samples(model: keras.Model) -> np.ndarray:
+    return np.random.default_rng(2).standard_normal((8, *model.input_shape[1:]), dtype="float32")
 
 
 def measure(name: str, folder: Path, rounds: int) -> dict[str, Any]:
@@ -92,6 +99,7 @@ def measure(name: str, folder: Path, rounds: int) -> dict[str, Any]:
         "left": round(narrowed.count_params() / model.count_params(), 3),
         "groups": len(groups.groups),
         "frozen_layers": len(groups.frozen),
+        "spread_of_outputs": float(f"{np.asarray(model(_samples(model))).std(0).mean():.1e}"),
         "difference": float(f"{difference:.1e}"),
         "groups_s": round(float(np.median(seconds)), 2),
         "rebuild_s": round(float(np.median(rebuilds)), 2),
