@@ -231,7 +231,9 @@ def test_json_errors_are_json(invoke):
 def test_recipe_commands(invoke, tmp_path):
     assert "quickstart: valid" in invoke("recipe", "validate", "quickstart").stdout
     listed = json.loads(invoke("recipe", "list", "--json").stdout)
-    assert set(listed["passes"]) == {"cluster", "distill", "finetune", "prune", "prune_channels", "ptq", "qat"}
+    assert set(listed["passes"]) == {
+        "cluster", "distill", "factorize", "finetune", "prune", "prune_blocks", "prune_channels", "ptq", "qat"
+    }  # fmt: skip
     for name in ("recipe", "budget", "benchmark", "manifest", "check", "inspect", "compare"):
         assert json.loads(invoke("recipe", "schema", "--of", name).stdout)["$schema"]
     bad = tmp_path / "bad.yaml"
