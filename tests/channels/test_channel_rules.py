@@ -494,7 +494,7 @@ def test_what_is_read_by_a_product_must_be_silenced():
     units = {unit for group in groups.groups for block in group.blocks for unit in block.units[::2].tolist()}
     narrowed = narrow(groups, units)
     groups.atoms.reads.clear()
-    with pytest.raises(ModelError, match="are not equal"):
+    with pytest.raises(ModelError, match="must be equal"):
         check_equal(narrowed, silence(groups, units))
 
 
