@@ -30,6 +30,7 @@ from scipy import stats
 GOAL = "half: mean loss of `ours` <= 0.5 points and less than of `plain_l1`; quarter: `distilled` above `scratch`"
 BATCH_SIZE = 128
 TRAINING_RATE, TUNING_RATE = 3e-3, 1e-3
+COLUMNS = ("seed", "variant", "macs", "parameters", "accuracy_before_training_percent", "accuracy_percent")
 VARIANTS = ("half_ours", "half_plain_l1", "quarter_distilled", "quarter_scratch")
 
 
@@ -195,13 +196,14 @@ def main() -> None:
     with ThreadPoolExecutor(arguments.processes) as pool:
         list(pool.map(start, arguments.seeds))
     rows = [
-        row
+        {column: row.get(column) for column in COLUMNS}
         for seed in arguments.seeds
         for row in json.loads((arguments.work / f"channels-cifar-{seed}.json").read_text())
     ]
+    seeds = " ".join(map(str, arguments.seeds))
     settings = {key: value for key, value in vars(arguments).items() if key not in ("data", "work", "seed", "reuse")}
     report = {
-        "command": "python benchmarks/channels_cifar.py --data DATA --work WORK",
+        "command": f"python benchmarks/channels_cifar.py --data DATA --work WORK --seeds {seeds}",
         "goal": GOAL,
         "settings": settings | {"batch_size": BATCH_SIZE, "rates": [TRAINING_RATE, TUNING_RATE]},
         "machine": describe_machine(),
