@@ -29,7 +29,7 @@ from scipy import stats
 
 GOAL = "half: mean loss of `ours` <= 0.5 points and less than of `plain_l1`; quarter: `distilled` above `scratch`"
 BATCH_SIZE = 128
-TRAINING_RATE, TUNING_RATE = 3e-3, 1e-3
+RATE = 3e-3
 COLUMNS = ("seed", "variant", "macs", "parameters", "accuracy_before_training_percent", "accuracy_percent")
 VARIANTS = ("half_ours", "half_plain_l1", "quarter_distilled", "quarter_scratch")
 
@@ -49,7 +49,7 @@ def build_resnet20(k: Any, shape: tuple[int, ...]) -> Any:
     return k.Model(inputs, k.layers.Dense(10)(x), name="resnet20")
 
 
-NET = Net("cifar_resnet20", "cifar10", build_resnet20, epochs=20, learning_rate=TRAINING_RATE, augment=True)
+NET = Net("cifar_resnet20", "cifar10", build_resnet20, epochs=20, learning_rate=RATE, augment=True)
 
 
 def augmented(x: np.ndarray, seed: int) -> np.ndarray:
@@ -109,7 +109,7 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
     file = arguments.work / f"resnet20-{seed}-{arguments.epochs}x{arguments.train}.keras"
     if not file.exists():
         net = build_resnet20(keras, arrays.x_train.shape[1:])
-        fit(net, arrays, arguments.epochs, TRAINING_RATE, seed)
+        fit(net, arrays, arguments.epochs, RATE, seed)
         net.save(file)
     net = keras.saving.load_model(file, compile=False)
     whole = CostModel(find_channel_groups(net), "macs").measure(())
@@ -138,13 +138,13 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
         if variant == "quarter_scratch":
             keras.utils.set_random_seed(100 + seed)
             narrow = keras.models.clone_model(narrow)
-            fit(narrow, arrays, arguments.tuning_epochs, TRAINING_RATE, seed)
+            fit(narrow, arrays, arguments.tuning_epochs, RATE, seed)
             note(variant, narrow, start, None)
             continue
         compress.reestimate_batch_norm(narrow, (arrays.x_train[:2048], arrays.y_train[:2048]))
         before = accuracy(narrow, arrays)
         teacher = net if variant == "quarter_distilled" else None
-        fit(narrow, arrays, arguments.tuning_epochs, TUNING_RATE, seed, teacher)
+        fit(narrow, arrays, arguments.tuning_epochs, RATE, seed, teacher)
         note(variant, narrow, start, before)
     (arguments.work / f"channels-cifar-{seed}.json").write_text(json.dumps(rows))
 
@@ -170,7 +170,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder of trained nets")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=20, help="of the first training (default: 20)")
-    parser.add_argument("--tuning-epochs", type=int, default=8, help="of each training after it (default: 8)")
+    parser.add_argument("--tuning-epochs", type=int, default=16, help="of each training after it (default: 16)")
     parser.add_argument("--train", type=int, default=20000, help="training images at most (default: 20000)")
     parser.add_argument("--importance", default="l2", help="score of our variants (default: l2)")
     parser.add_argument("--ranking", default="local", choices=["local", "global"], help="of our variants")
@@ -205,7 +205,7 @@ def main() -> None:
     report = {
         "command": f"python benchmarks/channels_cifar.py --data DATA --work WORK --seeds {seeds}",
         "goal": GOAL,
-        "settings": settings | {"batch_size": BATCH_SIZE, "rates": [TRAINING_RATE, TUNING_RATE]},
+        "settings": settings | {"batch_size": BATCH_SIZE, "learning_rate": RATE},
         "machine": describe_machine(),
         "differences": [
             difference(rows, "half_ours", "float"),

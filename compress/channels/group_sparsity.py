@@ -18,7 +18,6 @@ from compress.channels.atoms import Norm
 from compress.channels.groups import find_channel_groups
 from compress.channels.selection import select_groups
 from compress.errors import UsageError
-from compress.models.walking import find_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,19 +81,12 @@ class GroupSparsity(keras.callbacks.Callback):
         """Find the channels of the model and how long their weights are."""
         groups = find_channel_groups(self.model, norm=self.norm)
         blocks = [block for group in select_groups(groups, self.include, self.exclude) for block in group.blocks]
-        layers = dict(find_layers(self.model))
-        own = {}
-        for node in groups.graph.nodes:
-            if isinstance(node.operation, keras.Layer) and node.path in layers:
-                pairs = zip(node.operation.variables, layers[node.path].variables, strict=True)
-                own.update({id(copied): variable for copied, variable in pairs})
         index = {int(unit): place for place, unit in enumerate(unit for block in blocks for unit in block.units)}
         self._members = []
         for weight in groups.atoms.weights:
-            variable = own.get(id(weight.variable))
             units = np.array([index.get(unit, -1) for unit in groups.atoms.units(weight.atoms).tolist()])
-            if variable is not None and variable.trainable and (units >= 0).any():
-                self._members.append(_Member(variable, weight.axis, units))
+            if weight.variable.trainable and (units >= 0).any():
+                self._members.append(_Member(weight.variable, weight.axis, units))
         self._blocks = [(block.producers, np.array([index[int(unit)] for unit in block.units])) for block in blocks]
         self._count, self._step, self._done = len(index), 0, 0
         lengths = self._measure()

@@ -25,7 +25,7 @@ from compress.channels import (  # noqa: F401  (they register their rules)
 from compress.channels.atoms import Atoms, Axes, Norm
 from compress.channels.probing import probe_layer
 from compress.channels.rules import apply_rule, find_rule, freeze_all, output_tensors
-from compress.models.graph import Graph, copy_float_graph
+from compress.models.graph import Graph, read_graph, require_float
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class ChannelGroups:
     """The groups of a model.
 
     Args:
-        graph: the graph of a copy of the model, whose layers hold the weights that `atoms` speaks of.
+        graph: the calls of the model; its layers hold the weights that `atoms` speaks of.
         atoms: all atoms.
         groups: what can be removed.
         frozen: reason by path of each layer some of whose channels must stay.
@@ -102,7 +102,7 @@ def find_channel_groups(model: keras.Model, *, norm: Norm = "freeze", probe: boo
         UsageError: the model is fake-quantized.
         ModelError: the calls of the model are known to Python alone.
     """
-    graph = copy_float_graph(model, "Prune channels before you quantize.")
+    graph = read_graph(require_float(model, "Prune channels before you quantize."))
     atoms = best = _follow(graph, norm, {}, probe)
     choices: dict[tuple[str, int], int] = {}
     while changes := _other_choices(atoms):

@@ -17,7 +17,8 @@ from compress.channels.atoms import NormOver, Read
 from compress.channels.groups import ChannelGroups
 from compress.channels.reference import mask_axis, norm_over_kept
 from compress.errors import ModelError
-from compress.models.graph import Node, rewrite_graph
+from compress.models.copying import rebuild_operation
+from compress.models.graph import Node, free_name, rewrite_graph
 
 
 def narrow(groups: ChannelGroups, removed: Collection[int]) -> keras.Model:
@@ -31,19 +32,11 @@ def narrow(groups: ChannelGroups, removed: Collection[int]) -> keras.Model:
         ModelError: an operation cannot be called with fewer channels.
     """
     keep = _kept(groups, removed)
-    rebuilt: dict[int, keras.Operation] = {}
-
-    def call(node: Node, *args: Any, **kwargs: Any) -> Any:
-        operation = node.operation
-        if id(operation) not in rebuilt:
-            rebuilt[id(operation)] = _rebuild(groups, operation, keep)
-        return rebuilt[id(operation)](*args, **kwargs)
-
+    new = _NewOperations(groups, keep)
     try:
-        model = rewrite_graph(groups.graph, call)
-        for node in groups.graph.nodes:
-            if isinstance(node.operation, keras.Layer):
-                _copy_weights(groups, node.operation, rebuilt[id(node.operation)], keep)
+        model = rewrite_graph(groups.graph, new.call)
+        for source, target in new.pairs():
+            _copy_weights(groups, source, target, keep)
     except (AttributeError, TypeError, ValueError) as error:  # such as a weight that is also used outside its layer
         reason = (str(error).rpartition("Exception encountered: ")[2].strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -53,19 +46,17 @@ def narrow(groups: ChannelGroups, removed: Collection[int]) -> keras.Model:
     return model
 
 
-def silence(groups: ChannelGroups, removed: Collection[int]) -> keras.Model:
-    """Return the original with zeros in the weights that read removed units; it shares the layers of `groups.graph`.
+def duplicate(groups: ChannelGroups) -> tuple[keras.Model, dict[int, keras.Variable]]:
+    """Return a functional model that computes the same, and its variables by `id` of those that `groups` speaks of."""
+    new = _NewOperations(groups, None)
+    model = rewrite_graph(groups.graph, new.call)
+    return model, new.copy_variables()
 
-    The weights stay so: call it once the narrow model is made.
-    """
+
+def silence(groups: ChannelGroups, removed: Collection[int]) -> keras.Model:
+    """Return a functional model like the original with zeros in the weights that read removed units."""
     keep = _kept(groups, removed)
-    for weight in groups.atoms.weights:
-        if weight.role == "reads":
-            mask = keep[id(weight.atoms)]
-            shape = [1] * len(weight.variable.shape)
-            shape[weight.axis] = -1
-            values = keras.ops.convert_to_numpy(weight.variable)
-            weight.variable.assign(np.where(mask.reshape(shape), values, np.zeros((), values.dtype)))
+    new = _NewOperations(groups, None)
     reads: dict[int, list[Read]] = {}
     for read in groups.atoms.reads:
         reads.setdefault(read.call, []).append(read)
@@ -78,9 +69,55 @@ def silence(groups: ChannelGroups, removed: Collection[int]) -> keras.Model:
         own = reads.get(id(node), ())
         if own:
             args, kwargs = _silence_inputs(own, keep, args, kwargs)
-        return node.operation(*args, **kwargs)
+        return new.call(node, *args, **kwargs)
 
-    return rewrite_graph(groups.graph, call)
+    model = rewrite_graph(groups.graph, call)
+    copies = new.copy_variables()
+    for weight in groups.atoms.weights:
+        if weight.role == "reads" and id(weight.variable) in copies:
+            mask = keep[id(weight.atoms)]
+            shape = [1] * len(weight.variable.shape)
+            shape[weight.axis] = -1
+            copy = copies[id(weight.variable)]
+            values = keras.ops.convert_to_numpy(copy)
+            copy.assign(np.where(mask.reshape(shape), values, np.zeros((), values.dtype)))
+    return model
+
+
+class _NewOperations:
+    """New operations in place of those of a graph, made as they are called; the weights are copied afterwards.
+
+    Args:
+        groups: of the model.
+        keep: which atoms stay, for narrower operations; or `None` for equal ones.
+    """
+
+    def __init__(self, groups: ChannelGroups, keep: dict[int, np.ndarray] | None):
+        self._groups, self._keep = groups, keep
+        self._made: dict[int, tuple[keras.Operation, keras.Operation]] = {}
+        self._taken = {tensor.name for tensor in _tensors(groups.graph.inputs)}
+
+    def call(self, node: Node, *args: Any, **kwargs: Any) -> Any:
+        """Make a recorded call with the new operation."""
+        operation = node.operation
+        if id(operation) not in self._made:
+            name = free_name(operation.name, node.path, self._taken)
+            self._made[id(operation)] = operation, _rebuild(self._groups, operation, self._keep, name)
+        return self._made[id(operation)][1](*args, **kwargs)
+
+    def pairs(self) -> list[tuple[keras.Layer, keras.Layer]]:
+        """Return each layer that was called and its new one."""
+        return [(old, new) for old, new in self._made.values() if isinstance(old, keras.Layer)]
+
+    def copy_variables(self) -> dict[int, keras.Variable]:
+        """Give equal layers the values of the old ones, and return the new variables by `id` of the old ones."""
+        found = {}
+        for source, target in self.pairs():
+            for before, after in zip(source.variables, target.variables, strict=True):
+                after.assign(keras.ops.convert_to_numpy(before))
+                after.trainable = before.trainable
+                found[id(before)] = after
+        return found
 
 
 def _norm(norm: NormOver, x: keras.KerasTensor, keep: dict[int, np.ndarray]) -> keras.KerasTensor:
@@ -118,15 +155,16 @@ def _kept(groups: ChannelGroups, removed: Collection[int]) -> dict[int, np.ndarr
     return {id(array): ~np.isin(groups.atoms.units(array), gone) for array in arrays}
 
 
-def _rebuild(groups: ChannelGroups, operation: keras.Operation, keep: dict[int, np.ndarray]) -> keras.Operation:
-    """Return an operation like this one for fewer channels, without its weights."""
-    edits = groups.atoms.edits.get(id(operation), [])
-    if not isinstance(operation, keras.Layer) and not edits:
-        return operation
+def _rebuild(
+    groups: ChannelGroups, operation: keras.Operation, keep: dict[int, np.ndarray] | None, name: str
+) -> keras.Operation:
+    """Return an operation like this one, for fewer channels if `keep` says so, without its weights."""
     config = _unbuilt(operation.get_config())
-    for edit in edits:
+    if isinstance(operation, keras.Layer) or "name" in config:
+        config["name"] = name
+    for edit in groups.atoms.edits.get(id(operation), ()) if keep is not None else ():
         config = _with_entry(config, edit.key.split("/"), edit.value(int(keep[id(edit.atoms)].sum())))
-    return type(operation).from_config(config)
+    return rebuild_operation(operation, config)
 
 
 def _with_entry(config: Any, path: list[str], value: Any) -> Any:

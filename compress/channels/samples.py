@@ -1,6 +1,6 @@
 """What importance learns from samples: gradients of the loss or of the outputs, and how strong channels are.
 
-Every function gets the graph whose layers hold the weights that the atoms speak of.
+Every function gets the groups of a model, and speaks of its weights by their `id`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import keras
 import numpy as np
 
 from compress.channels.groups import ChannelGroups
+from compress.channels.rebuild import duplicate
 from compress.channels.rules import channel_axis
 from compress.data.split import Split, as_data, flatten_arrays, map_arrays
 from compress.models.copying import copy_compile_settings
 from compress.models.gradients import LossGradients, weight_gradients
-from compress.models.graph import repeat, rewrite_graph
 
 _SAMPLES, _BATCH = 512, 64
 
@@ -28,10 +28,10 @@ def loss_gradients(groups: ChannelGroups, model: keras.Model, data: Any) -> dict
         UsageError: the model is not compiled with a loss.
         DataError: no data, or no labels.
     """
-    same, variables = _same(groups)
+    same, weights = _trainable(groups)
     copy_compile_settings(model, same)
-    found = weight_gradients(same, variables, data)
-    return {id(variable): [gradient] for variable, gradient in zip(variables, found, strict=True)}
+    found = weight_gradients(same, [variable for _, variable in weights], data)
+    return {key: [gradient] for (key, _), gradient in zip(weights, found, strict=True)}
 
 
 def output_gradients(groups: ChannelGroups, data: Any, seed: int) -> dict[int, list[np.ndarray]]:
@@ -40,17 +40,17 @@ def output_gradients(groups: ChannelGroups, data: Any, seed: int) -> dict[int, l
     Each output of each sample is added with a random sign. The square of a direction's product with such a gradient is,
     on average, that of its product with the Jacobian: the Gauss-Newton part of the Hessian, which needs no labels.
     """
-    same, variables = _same(groups)
+    same, weights = _trainable(groups)
     outputs = keras.tree.flatten(same.output)
     same.compile("sgd", loss=[_signed_sum] * len(outputs) if len(outputs) > 1 else _signed_sum)
-    gradients = LossGradients(same, variables)
+    gradients = LossGradients(same, [variable for _, variable in weights])
     generator = np.random.default_rng(seed)
-    found: dict[int, list[np.ndarray]] = {id(variable): [] for variable in variables}
+    found: dict[int, list[np.ndarray]] = {key: [] for key, _ in weights}
     for x in _batches(data):
         shapes = [np.shape(each) for each in keras.tree.flatten(same(x, training=False))]
         signs: Any = [generator.choice(np.float32([-1, 1]), shape) for shape in shapes]
-        for variable, gradient in zip(variables, gradients(x, signs if len(signs) > 1 else signs[0]), strict=True):
-            found[id(variable)].append(gradient)
+        for (key, _), gradient in zip(weights, gradients(x, signs if len(signs) > 1 else signs[0]), strict=True):
+            found[key].append(gradient)
     return found
 
 
@@ -81,12 +81,12 @@ def channel_activations(groups: ChannelGroups, data: Any) -> dict[int, np.ndarra
     return {key: total / seen for key, total in zip(wanted, sums, strict=True)}
 
 
-def _same(groups: ChannelGroups) -> tuple[keras.Model, list[keras.Variable]]:
-    """Return a model of the very layers of the graph, and those of its weights that channels go through."""
-    model = rewrite_graph(groups.graph, repeat)
+def _trainable(groups: ChannelGroups) -> tuple[keras.Model, list[tuple[int, keras.Variable]]]:
+    """Return a model that computes the same, and the `id` and copy of each weight that channels go through."""
+    model, copies = duplicate(groups)
     trained = {id(variable) for variable in model.trainable_variables}
-    known = {id(weight.variable): weight.variable for weight in groups.atoms.weights}
-    return model, [variable for key, variable in known.items() if key in trained]
+    known = dict.fromkeys(id(weight.variable) for weight in groups.atoms.weights)
+    return model, [(key, copies[key]) for key in known if key in copies and id(copies[key]) in trained]
 
 
 def _signed_sum(signs: Any, outputs: Any) -> Any:

@@ -10,13 +10,15 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from compress.cli.terminal import make_progress, print_error, say
 from compress.errors import BmcompressError
+from compress.progress import Sink, show_progress
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no progress, only results and errors.")]
@@ -49,8 +51,58 @@ Skip = Annotated[int | None, typer.Option("--skip", min=0, help="Leave out this 
 PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="Print the recipe that this command runs, and stop.")]
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived: unwinds like Ctrl-C, so that locks and temporary files go."""
+class _Stopped(KeyboardInterrupt):
+    """A signal asks to stop: unwinds like Ctrl-C, so that locks and temporary files go."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+class _Signals:
+    """Raises when SIGINT or SIGTERM arrives, and again when work advances.
+
+    Once is not enough: an exception that a signal raises while Python runs in a destructor or is called back by native
+    code is printed and dropped, and the work would go on for hours.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: int | None = None
+        self._previous = {number: signal.signal(number, self._arrive) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _arrive(self, number: int, _frame: object) -> None:
+        self._arrived = number
+        self.check()
+
+    def check(self) -> None:
+        """Raise if a signal has arrived."""
+        if self._arrived is not None:
+            raise _Stopped(self._arrived)
+
+    def restore(self) -> None:
+        """Leave signals to those who had them before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+
+class _Stoppable:
+    """Progress, shown by `sink` if there is one, at which the work is stopped."""
+
+    def __init__(self, signals: _Signals, sink: Sink | None):
+        self._signals, self._sink = signals, sink
+
+    def start(self, description: str, total: int | None) -> object:
+        self._signals.check()
+        return self._sink and self._sink.start(description, total)
+
+    def advance(self, task: object, amount: int, note: str) -> None:
+        self._signals.check()
+        if self._sink:
+            self._sink.advance(task, amount, note)
+
+    def finish(self, task: object) -> None:
+        if self._sink:
+            self._sink.finish(task)
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
@@ -59,24 +111,26 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def wrapper(**arguments: Any) -> None:
         as_json = bool(arguments.get("json_output"))
-        previous = signal.signal(signal.SIGTERM, _raise_terminated)
+        signals = _Signals()
         try:
             _prepare_environment()
             if arguments.get("quiet"):
-                function(**arguments)
+                with show_progress(_Stoppable(signals, None)):
+                    function(**arguments)
             else:
-                _with_progress(function, arguments)
+                with show_progress(_Stoppable(signals, make_progress())), _messages_on_stderr():
+                    function(**arguments)
             sys.stdout.flush()
         except BmcompressError as error:
             print_error(error, as_json)
             raise typer.Exit(error.exit_code) from None
-        except (KeyboardInterrupt, _Terminated) as stop:
+        except _Stopped as stop:
             say("stopped; what is finished is kept: run the same command again to go on")
-            raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
+            raise typer.Exit(128 + stop.number) from None
         except BrokenPipeError:  # the reader, such as `head`, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            signals.restore()
 
     return wrapper
 
@@ -92,9 +146,8 @@ def separate_native_messages() -> None:
     faulthandler.enable(sys.stderr)
 
 
-def _with_progress(function: Callable[..., None], arguments: dict[str, Any]) -> None:
-    from compress.progress import show_progress
-
+@contextmanager
+def _messages_on_stderr() -> Iterator[None]:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("compress")
@@ -102,8 +155,7 @@ def _with_progress(function: Callable[..., None], arguments: dict[str, Any]) -> 
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
-        with show_progress(make_progress()):
-            function(**arguments)
+        yield
     finally:
         logger.removeHandler(handler)
 
@@ -114,7 +166,3 @@ def _prepare_environment() -> None:
     os.environ.setdefault("TF_DETERMINISTIC_OPS", "1")  # a resumed run must end with the same bits
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-
-
-def _raise_terminated(*_: object) -> None:
-    raise _Terminated

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from compress.models.call_macs import count_call_macs
-from compress.models.graph import Graph, Node, copy_float_graph, repeat, rewrite_graph
+from compress.models.graph import Graph, Node, copy_graph, repeat, require_float, rewrite_graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ def find_blocks(model: keras.Model) -> list[ResidualBlock]:
 
 def open_graph(model: keras.Model) -> Graph:
     """Return the graph of a copy of a float model, or raise what `find_blocks` does."""
-    return copy_float_graph(model, "Drop blocks before you quantize.")
+    return copy_graph(require_float(model, "Drop blocks before you quantize."))
 
 
 def blocks_of(graph: Graph) -> list[ResidualBlock]:

@@ -167,31 +167,53 @@ def _choose(
     loss = OutputLoss(drop(graph, []), split, samples)
     cost, wanted = next(iter(target.items())) if target else ("macs", 0.0)
     chosen: list[tuple[ResidualBlock, float]] = []
+    gone: list[ResidualBlock] = []  # with what is inside of them
     with track("drop blocks", count) as advance:
-        while len(chosen) != count and not (target and _share(graph, [each for each, _ in chosen], cost) <= wanted):
-            gone = [each for each, _ in chosen]
+        while len(gone) != count and not (target and _share(graph, gone, cost) <= wanted):
             now = _share(graph, gone, cost)
             rows = []
             for block in blocks:
-                after = _share(graph, [*gone, block], cost)
-                if block in gone or (target and after >= now):  # inside of one that went, it saves nothing
+                after = [*gone, block]
+                if block in gone or (count is not None and len(_without(graph, blocks, after)) > count):
                     continue
-                rows.append((block, loss.measure_other(drop(graph, [*gone, block])), after))
+                rows.append((block, loss.measure_other(drop(graph, after)), _share(graph, after, cost)))
             if not rows:
-                raise UsageError(f"expected {count} blocks that can go one after the other. Received: {len(chosen)}")
-            landing = [row for row in rows if abs(row[2] - wanted) <= TOLERANCE * wanted] if target else []
-            overshooting = target and min(row[2] for row in rows) <= wanted
-            if landing:
-                best = min(landing, key=lambda row: row[1])
-            elif overshooting and all(row[2] <= wanted for row in rows):
-                best = max(rows, key=lambda row: row[2])  # whichever goes is the last: the nearest to the target
-            else:
-                best = min(rows, key=lambda row: _harm(row[1], now - row[2] if target else 1.0))
+                raise UsageError(
+                    f"expected a count at which blocks can go one after the other. Received: count={count}, and "
+                    f"{len(gone)} are gone when every other takes more with it",
+                    f"Ask for {len(gone)} or for more.",
+                )
+            # A layer that other blocks share is saved with the last of them: until then what goes saves nothing.
+            rows = [row for row in rows if row[2] < now] or rows
+            best = _best(rows, now, wanted) if target else min(rows, key=lambda row: _harm(row[1], 1.0))
             chosen.append((best[0], best[1]))
-            advance(1, best[0].path)
+            before, gone = len(gone), _without(graph, blocks, [*gone, best[0]])
+            advance(len(gone) - before, best[0].path)
     return chosen
+
+
+def _without(graph: Graph, blocks: Sequence[ResidualBlock], dropped: Sequence[ResidualBlock]) -> list[ResidualBlock]:
+    """Return which blocks are gone, as they are dropped or inside of one that is."""
+    left = {id(node) for node in needed_nodes(graph, dropped)}
+    return [block for block in blocks if id(block.call) not in left]
+
+
+def _best(rows: list[tuple[ResidualBlock, float, float]], now: float, wanted: float) -> Any:
+    """Return the block that goes next on the way to a target.
+
+    Args:
+        rows: each block, how far the outputs are off without it, and the share that is left then.
+        now: the share that is left with it.
+        wanted: the target.
+    """
+    landing = [row for row in rows if abs(row[2] - wanted) <= TOLERANCE * wanted]
+    if landing:
+        return min(landing, key=lambda row: row[1])
+    if all(row[2] <= wanted for row in rows):
+        return max(rows, key=lambda row: row[2])  # whichever goes is the last: the nearest to the target
+    return min(rows, key=lambda row: _harm(row[1], now - row[2]))
 
 
 def _harm(change: float, saved: float) -> float:
     """Return the change of the outputs for what is saved; outputs that are not finite are the worst."""
-    return float("inf") if math.isnan(change) else change / saved
+    return float("inf") if math.isnan(change) else change / (saved or 1.0)

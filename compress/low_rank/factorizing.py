@@ -15,7 +15,7 @@ from compress.low_rank.decompositions import factors_of, rebuild
 from compress.low_rank.planning import Candidate, Choice, Cost, cost_of, find_candidates, whole_costs
 from compress.models.copying import copy_compile_settings, copy_model
 from compress.models.equivalence import check_equal
-from compress.models.graph import Graph, Node, copy_float_graph, name_outputs_as, repeat, rewrite_graph
+from compress.models.graph import Graph, Node, copy_graph, name_outputs_as, repeat, require_float, rewrite_graph
 from compress.models.patterns import matches, require_matches
 from compress.targets.files import TOLERANCE, FileCost, FileCosts, Runtime
 from compress.targets.reaching import Reached, reach_file_share
@@ -184,7 +184,7 @@ def open_graph(model: keras.Model) -> Graph:
         UsageError: the model is fake-quantized.
         ModelError: its calls are known to Python alone.
     """
-    return copy_float_graph(model, "Factorise before you quantize.")
+    return copy_graph(require_float(model, "Factorise before you quantize."))
 
 
 def select_candidates(

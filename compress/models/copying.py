@@ -69,13 +69,33 @@ def _name_lambdas(config: dict[str, Any], model: keras.Model, lambdas: dict[str,
         if isinstance(layer, keras.Model):
             _name_lambdas(entry, layer, lambdas)
             continue
-        for key, value in options.items():
-            function = getattr(layer, key, None) if isinstance(value, dict) else None
-            if isinstance(function, FunctionType) and function.__name__ == "<lambda>":
-                name = f"copied_lambda_{len(lambdas)}"
-                lambdas[name] = function
-                reference = {"class_name": "function", "config": name, "module": "builtins"}
-                options[key] = {**reference, "registered_name": name}
+        _name_own_lambdas(options, layer, lambdas)
+
+
+def _name_own_lambdas(options: dict[str, Any], layer: Any, lambdas: dict[str, FunctionType]) -> None:
+    for key, value in options.items():
+        function = getattr(layer, key, None) if isinstance(value, dict) else None
+        if isinstance(function, FunctionType) and function.__name__ == "<lambda>":
+            name = f"copied_lambda_{len(lambdas)}"
+            lambdas[name] = function
+            reference = {"class_name": "function", "config": name, "module": "builtins"}
+            options[key] = {**reference, "registered_name": name}
+
+
+def rebuild_operation(operation: keras.Operation, config: dict[str, Any]) -> keras.Operation:
+    """Return an operation of the same class with the configuration `config`, not built, without weights.
+
+    Custom classes and functions that `operation` holds need not be registered, and its lambdas go on to be themselves.
+
+    Args:
+        operation: a layer, or the operation behind a `keras.ops` function.
+        config: what its `get_config()` returned, with what is to be different.
+    """
+    lambdas: dict[str, FunctionType] = {}
+    config = dict(config)
+    _name_own_lambdas(config, operation, lambdas)
+    with keras.saving.custom_object_scope({**_custom_objects([operation]), **lambdas}):
+        return type(operation).from_config(config)
 
 
 def _copy_variables(model: keras.Model, copy: keras.Model) -> None:
@@ -122,9 +142,12 @@ def copy_compile_settings(model: keras.Model, copy: keras.Model, objects: dict[s
 
 def custom_objects_of(model: keras.Model) -> dict[str, Any]:
     """Return the classes and named functions that the model, its layers, loss and metrics use, by name."""
+    return _custom_objects([model, model.loss, getattr(model, "optimizer", None), list(model.metrics)])
+
+
+def _custom_objects(parts: list[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    optimizer = getattr(model, "optimizer", None)
-    for part in _reachable([model, model.loss, optimizer, list(model.metrics)], {}):
+    for part in _reachable(parts, {}):
         item = part if isinstance(part, FunctionType) else type(part)
         if not item.__module__.startswith("keras."):
             found.setdefault(item.__name__, item)

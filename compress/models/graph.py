@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from compress.errors import ModelError, UsageError
-from compress.models.copying import copy_model, custom_objects_of
+from compress.models.copying import copy_model, custom_objects_of, rebuild_operation
 from compress.models.walking import find_layers
 
 Caller = Callable[..., Any]
@@ -142,20 +142,30 @@ def copy_graph(model: keras.Model) -> Graph:
     return trace_graph(copy_model(model))
 
 
-def copy_float_graph(model: keras.Model, advice: str) -> Graph:
-    """Return what `copy_graph` does for a model that is not fake-quantized.
+def read_graph(model: keras.Model) -> Graph:
+    """Return the calls that a functional or sequential model makes, without making them: it stays untouched.
 
-    Args:
-        model: the model.
-        advice: when to do instead what cannot be done with a fake-quantized one.
+    The operations are the model's own, whatever their names, and the tensors are good for shapes; to build something,
+    call copies of the operations.
 
     Raises:
-        UsageError: the model is fake-quantized.
-        ModelError: the model cannot be copied or traced.
+        ModelError: the model is neither, so its calls are known to Python alone.
     """
+    functional = plain_functional(model)
+    graph = trace_calls(functional, "", _Reader(set(), {}))
+    # An input is called as its layer is; the tensor of one that was given no name has another.
+    layers = [layer for layer in functional.layers if isinstance(layer, keras.layers.InputLayer)]
+    names = {id(layer.output): layer.name for layer in layers}
+    for own, tensor in zip(_tensors(functional.input), _tensors(graph.inputs), strict=True):
+        tensor.name = names.get(id(own), tensor.name)
+    return graph
+
+
+def require_float(model: keras.Model, advice: str) -> keras.Model:
+    """Return the model, or raise UsageError with this advice if it is fake-quantized."""
     if any(type(layer).__name__ == "QuantizedLayer" for _, layer in find_layers(model)):
         raise UsageError(f"expected a float model. Received: model {model.name!r}, which is fake-quantized", advice)
-    return copy_graph(model)
+    return model
 
 
 def rewrite_graph(graph: Graph, call: Caller) -> keras.Model:
@@ -199,7 +209,7 @@ def rename_operation(operation: keras.Operation, name: str) -> keras.Operation:
 
 def copy_operation(operation: keras.Operation, **changes: Any) -> keras.Operation:
     """Return a copy of an operation with the same weights, in which some entries of its configuration are changed."""
-    copy = type(operation).from_config({**operation.get_config(), **changes})
+    copy = rebuild_operation(operation, {**operation.get_config(), **changes})
     if isinstance(operation, keras.Layer) and operation.built:
         copy.build_from_config(operation.get_build_config() or {})
         copy.set_weights(operation.get_weights())
@@ -217,6 +227,11 @@ def unique_name(name: str, taken: set[str]) -> str:
     return found
 
 
+def free_name(name: str, path: str, taken: set[str]) -> str:
+    """Return `name`, or, where it is taken, one after the path of the operation; and add it to `taken`."""
+    return unique_name(path.replace("/", SEPARATOR) if name in taken else name, taken)
+
+
 class Names:
     """Which operation is called what while a model is traced.
 
@@ -228,6 +243,10 @@ class Names:
     def __init__(self, taken: set[str], paths: Mapping[str, str]):
         self.taken, self.paths = taken, dict(paths)
         self._settled: dict[int, tuple[keras.Operation, keras.Operation]] = {}
+
+    def call(self, operation: keras.Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the symbolic outputs of a call."""
+        return operation(*args, **kwargs)
 
     def path(self, operation: keras.Operation, prefix: str) -> str:
         """Return the path of an operation that is called in the model whose path is `prefix`."""
@@ -264,7 +283,7 @@ class Names:
         if operation.name not in self.taken:
             self.taken.add(operation.name)
             return operation
-        name = unique_name(path.replace("/", SEPARATOR), self.taken)
+        name = free_name(operation.name, path, self.taken)
         try:
             return rename_operation(operation, name)
         except Exception as error:  # user code runs here: get_config, from_config and build of custom layers
@@ -275,12 +294,36 @@ class Names:
             ) from error
 
 
+class _StandIn(keras.Operation):
+    """Has the symbolic outputs of another operation, which is not called and so keeps no trace of it."""
+
+    def __init__(self, operation: keras.Operation):
+        super().__init__()
+        self.operation = operation
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self.operation.compute_output_spec(*args, **kwargs)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        return self.operation(*args, **kwargs)
+
+
+class _Reader(Names):
+    """Calls stand-ins, and keeps the operations whatever their names."""
+
+    def call(self, operation: keras.Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return _StandIn(operation)(*args, **kwargs)
+
+    def settle(self, operation: keras.Operation, path: str) -> keras.Operation:
+        return operation
+
+
 def trace_calls(model: keras.Model, prefix: str, names: Names) -> Graph:
     """Return the calls of `model`, a plain functional one, with `prefix` before their paths."""
     nodes: list[Node] = []
 
     def record(path: str, operation: keras.Operation, args: tuple, kwargs: dict[str, Any]) -> Any:
-        outputs = operation(*args, **kwargs)
+        outputs = names.call(operation, args, kwargs)
         nodes.append(Node(path, operation, args, kwargs, outputs))
         return outputs
 
@@ -291,10 +334,11 @@ def trace_calls(model: keras.Model, prefix: str, names: Names) -> Graph:
                 kwargs.setdefault("training", training)
             return record(node.path, node.operation, args, kwargs)
 
-        inner = _with_casts(plain_functional(nested), inputs)
+        inner = _with_casts(plain_functional(nested), inputs, type(names))
         return replay(trace_calls(inner, f"{path}/", names), inputs, call)
 
     def call(operation: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+        operation = operation.operation if isinstance(operation, _StandIn) else operation
         path = names.path(operation, prefix)
         if is_functional(operation):
             return open_nested(operation, path, args[0] if args else kwargs["inputs"], kwargs.get("training"))
@@ -333,16 +377,26 @@ def plain_functional(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.output, name=model.name)
 
 
-def _with_casts(model: keras.Model, inputs: Any) -> keras.Model:
-    """Return `model` for inputs of other dtypes, such as bytes, which models turn into those they were made for."""
+def _with_casts(model: keras.Model, inputs: Any, names: type[Names]) -> keras.Model:
+    """Return `model` for inputs of other dtypes, such as bytes, which models turn into those they were made for.
+
+    Args:
+        model: a plain functional model.
+        inputs: structure of its symbolic inputs.
+        names: how its operations are called.
+    """
     expected = keras.tree.flatten(model.input)
     dtypes = [tensor.dtype for tensor in keras.tree.flatten(inputs)]
     if dtypes == [tensor.dtype for tensor in expected]:
         return model
     fresh = [keras.Input(batch_shape=old.shape, dtype=dtype) for old, dtype in zip(expected, dtypes, strict=True)]
     converted = [keras.ops.cast(new, old.dtype) for new, old in zip(fresh, expected, strict=True)]
-    graph = trace_graph(model)
-    outputs = replay(graph, keras.tree.pack_sequence_as(model.input, converted), repeat)
+    caller = names(set(), {})
+    outputs = replay(
+        trace_calls(model, "", caller),
+        keras.tree.pack_sequence_as(model.input, converted),
+        lambda node, *args, **kwargs: caller.call(node.operation, args, kwargs),
+    )
     return keras.Model(fresh, outputs, name=model.name)
 
 

@@ -311,3 +311,43 @@ def test_half_precision(policy):
         keras.config.set_dtype_policy("float32")
     assert pruned.difference < 3e-2
     assert pruned.model.layers[1].dtype_policy.name == policy
+
+
+@pytest.mark.parametrize("importance", ["l2", "taylor", "hessian", "activation"])
+def test_the_layers_of_the_model_are_not_called(importance):
+    model = randomise(residual())
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    outputs = [layer.output for layer in model.layers]  # of a layer with several calls, this is an error
+    weights = model.get_weights()
+    data = np.random.default_rng(0).normal(size=(8, *model.input_shape[1:])), np.zeros(8, int)
+    prune_channels(model, 0.5, importance=importance, data=data)
+    assert all(layer.output is output for layer, output in zip(model.layers, outputs, strict=True))
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_lambdas_and_unregistered_classes_go_on_to_be_themselves():
+    factor = 2.0
+
+    class Bounded(keras.constraints.Constraint):
+        def __call__(self, w):
+            return keras.ops.clip(w, -1, 1)
+
+    x = keras.Input((6, 6, 3))
+    y = L.Conv2D(16, 3, kernel_constraint=Bounded())(x)
+    y = L.Lambda(lambda t: t * factor)(L.Conv2D(8, 3)(y))
+    pruned = prune_channels(keras.Model(x, L.Conv2D(4, 1)(y)), 0.5, multiple_of=1)
+    assert [layer.filters for layer in pruned.model.layers if isinstance(layer, L.Conv2D)] == [8, 8, 4]
+    assert isinstance(pruned.model.layers[1].kernel_constraint, Bounded)
+    assert pruned.difference < 1e-5
+
+
+def test_inputs_of_nested_models_may_be_cast():
+    inner = keras.Input((6, 6, 3))
+    nested = keras.Model(inner, L.Conv2D(16, 3, name="first")(L.Rescaling(1 / 255)(inner)), name="inner")
+    x = keras.Input((6, 6, 3), dtype="uint8")
+    model = keras.Model(x, L.Dense(3)(L.GlobalAveragePooling2D()(L.Conv2D(8, 3)(nested(x)))))
+    pruned = prune_channels(model, 0.5, multiple_of=1)
+    assert {path: len(kept) for path, kept in pruned.kept.items()} == {"inner/first": 8, model.layers[2].name: 4}
+    assert pruned.model.inputs[0].dtype == "uint8"
+    assert pruned.difference < 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -11,8 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 import compress
+from compress.cli.command import command
+from compress.progress import track
 
 ROOT = Path(compress.__file__).parent.parent
 PROGRAM = [sys.executable, "-c", "from compress.cli import main; main()"]
@@ -28,7 +32,7 @@ def recipe(workspace, tmp_path):
         "data": {"train": f"npz:{workspace / 'data.npz'}?split=train"},
         "passes": [
             {"id": "first", "type": "finetune", "epochs": 1},
-            {"id": "second", "type": "finetune", "epochs": 100_000},
+            {"id": "second", "type": "finetune", "epochs": 20_000},
         ],
     }
     (tmp_path / "long.yaml").write_text(json.dumps(content))
@@ -57,6 +61,32 @@ def test_signals_stop_cleanly_and_what_is_finished_stays(recipe, tmp_path, numbe
     )
     assert again.returncode == 0, again.stderr
     assert "first: already done" in again.stderr
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_arrives_in_a_destructor_stops_the_work_all_the_same(quiet):
+    steps = []
+
+    class Ending:
+        def __del__(self):  # an exception here is printed and dropped
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    @command
+    def work(quiet: bool) -> None:
+        with track("work", 100) as advance:
+            for step in range(100):
+                steps.append(step)
+                if step == 3:
+                    Ending()
+                advance()
+
+    with pytest.raises(typer.Exit) as stop:
+        work(quiet=quiet)
+    assert stop.value.exit_code == 143
+    assert steps == [0, 1, 2, 3]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_full_disk_exits_8_and_the_old_files_stay(workspace, tmp_path):

@@ -221,3 +221,37 @@ def test_models_without_blocks_and_without_data():
     model(keras.ops.zeros((1, 2)))
     with pytest.raises(ModelError, match="functional"):
         prune_blocks(model, 1, data=np.ones((2, 2), "float32"))
+
+
+def blocks_in_blocks() -> keras.Model:
+    x = keras.Input((8,))
+    h = L.Dense(16)(x)
+    for place in range(2):
+        branch = L.Dense(16, activation="relu", name=f"first{place}")(h)
+        branch = L.Add(name=f"inner{place}")([branch, L.Dense(16, activation="relu", name=f"second{place}")(branch)])
+        h = L.Add(name=f"outer{place}")([h, branch])
+    return keras.Model(x, L.Dense(3)(h))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_block_inside_of_one_that_went_counts_as_gone(count):
+    model = randomise(blocks_in_blocks())
+    for scale in (1e-3, 1.0):  # with small outer branches, the outer blocks go first
+        for place in range(2):
+            model.get_layer(f"first{place}").kernel.assign(model.get_layer(f"first{place}").kernel * scale)
+        result = prune_blocks(model, count, data=samples(model))
+        sums = {layer.name for layer in result.model.layers if isinstance(layer, L.Add)}
+        assert len(sums) == 4 - count
+        assert {each.path for each in result.dropped} <= {layer.name for layer in model.layers} - sums
+
+
+def test_blocks_that_share_their_layers_go_for_a_target_of_parameters():
+    x = keras.Input((8,))
+    h = L.Dense(16)(x)
+    layer = L.Dense(16, activation="tanh", name="shared")
+    for place in range(3):
+        h = L.Add(name=f"sum{place}")([h, layer(h)])
+    model = keras.Model(x, L.Dense(3)(h))
+    result = prune_blocks(model, target={"parameters": 0.9}, data=samples(model))
+    assert {each.path for each in result.dropped} == {"sum0", "sum1", "sum2"}
+    assert result.left["parameters"] == pytest.approx(195 / 467)
