@@ -197,3 +197,33 @@ def benchmark(
     print_table(*report.rows())
     for warning in report.warnings:
         say(f"note: {warning}")
+
+
+@command
+def profile(
+    file: Annotated[str, typer.Argument(help="A .tflite or .onnx file.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="FILE", help="The .keras file it came from: layers are then told exactly."),
+    ] = None,
+    by: Annotated[str, typer.Option("--by", help="operator, or sums by layer or type.")] = "operator",
+    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per inference.")] = 1,
+    runs: Annotated[int, typer.Option("--runs", min=1, help="Timed runs.")] = 50,
+    json_output: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show the time of each operator of an exported file, and the Keras layer that it comes from."""
+    from compress.cli.terminal import print_json, print_table, printable
+    from compress.errors import UsageError
+    from compress.measure.profiling import profile_file
+
+    if by not in ("operator", "layer", "type"):
+        raise UsageError(f"expected --by to be operator, layer or type. Received: {by}")
+    found = profile_file(file, model=model, threads=threads, batch=batch, runs=runs)
+    if json_output:
+        print_json(found.model_dump(mode="json", by_alias=True))
+        return
+    print_table(*found.rows(by), title=printable(file))
+    for line in found.sentences():
+        print(printable(line))

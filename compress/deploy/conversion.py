@@ -125,6 +125,10 @@ def _float_notes(file_format: str, compute: Compute, found: list[tuple[str, str]
     return [f"In the {file_format} file these compute in float: {listed}."]
 
 
+def _without_number(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
+
+
 class Places:
     """Where in a Keras model an operator of a graph comes from.
 
@@ -139,10 +143,13 @@ class Places:
     def layer_path(self, node: str) -> str:
         """Return `"block/conv"` for a node such as `"model_1/block_1/conv_1/Conv2D"`, or `""` for none."""
         path = []
-        for part in node.partition("@")[0].split("/"):
-            plain = re.sub(r"_\d+$", "", part)
-            name = part if part in self._layers else plain
-            if name in self._layers and name != self._model:
+        parts = node.partition("@")[0].split("/")
+        # A model that was traced before is called `model_1`, and its layer `conv` is `conv_1`, as another one may be.
+        again = self._model not in parts and self._model in map(_without_number, parts)
+        for part in parts:
+            choices = (_without_number(part), part) if again else (part, _without_number(part))
+            name = next((each for each in choices if each in self._layers), None)
+            if name is not None and name != self._model:
                 path.append(name)
         return "/".join(path)
 

@@ -52,6 +52,10 @@ class LiteRtRuntime(FileRuntime):
         quantized = [put_on_grid(array, info.dtype, _grid(details)) for array, info, details in known]
         return super().run([*quantized, *inputs[len(self.inputs) :]])
 
+    def tensor_details(self) -> list[dict[str, Any]]:
+        """Return what LiteRT tells of each tensor, with the shapes of the last run."""
+        return self._interpreter.get_tensor_details()
+
     def _open_interpreter(self, path: Path, threads: int) -> Interpreter:
         return Interpreter(model_path=str(path), num_threads=threads)
 

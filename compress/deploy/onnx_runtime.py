@@ -38,9 +38,11 @@ class OnnxRuntime(FileRuntime):
     name = "onnx"
     version = onnxruntime.__version__
 
-    def __init__(self, path: Path, threads: int):
+    def __init__(self, path: Path, threads: int, *, profile_prefix: str | None = None):
         self._path = path
         options = onnxruntime.SessionOptions()
+        if profile_prefix is not None:
+            options.enable_profiling, options.profile_file_prefix = True, profile_prefix
         options.intra_op_num_threads = threads
         options.log_severity_level = _ONLY_ERRORS
         try:
@@ -60,6 +62,10 @@ class OnnxRuntime(FileRuntime):
         known = zip(inputs, self.inputs, self.input_grids, strict=False)  # a wrong number is refused below
         quantized = [put_on_grid(array, info.dtype, grid) for array, info, grid in known]
         return super().run([*quantized, *inputs[len(self.inputs) :]])
+
+    def end_profiling(self) -> str:
+        """Return the path of the JSON file with the times of all runs; the file was opened with `profile_prefix`."""
+        return self._session.end_profiling()
 
     def _invoke(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         feeds = {info.name: array for info, array in zip(self.inputs, arrays, strict=True)}

@@ -57,17 +57,21 @@ def read_outputs(path: str | Path) -> list[np.ndarray]:
 def write_random_inputs(path: str, folder: str, samples: int, seed: int, allow_imports: Sequence[str]) -> list[str]:
     """Write random inputs that fit `path`, and return a sentence for each size that had to be chosen."""
     runtime = open_file(path, allow_imports=allow_imports)
-    rng, arrays, notes = np.random.default_rng(seed), [], []
-    for info in runtime.inputs:
-        if None in info.shape[1:]:
-            notes.append(f"input {info.name!r} of {Path(path).name} takes any size: random inputs have {_FREE_AXIS}")
-        shape = (samples, *(_FREE_AXIS if size is None else size for size in info.shape[1:]))
-        arrays.append(_random_array(rng, shape, info.dtype, info.name))
-    write_inputs(folder, arrays)
-    return notes
+    write_inputs(folder, random_inputs(runtime, samples, np.random.default_rng(seed)))
+    return [
+        f"input {info.name!r} of {Path(path).name} takes any size: random inputs have {_FREE_AXIS}"
+        for info in runtime.inputs
+        if None in info.shape[1:]
+    ]
 
 
-def _random_array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, name: str) -> Arrays:
+def random_inputs(runtime: Runtime, samples: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return random arrays `(samples, ...)` for the inputs of an opened file; a free axis has 16 places."""
+    shapes = [(samples, *(_FREE_AXIS if size is None else size for size in info.shape[1:])) for info in runtime.inputs]
+    return [random_array(rng, shape, info.dtype, info.name) for info, shape in zip(runtime.inputs, shapes, strict=True)]
+
+
+def random_array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, name: str) -> Arrays:
     """Return numbers in [0, 1); integers are 0 or 1, which are valid indices of any table."""
     if dtype == "string":
         raise DataError(f"input {name!r} takes text, which cannot be invented.", "Give data.")

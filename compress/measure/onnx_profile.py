@@ -1,0 +1,88 @@
+"""The time of each node of an `.onnx` file as ONNX Runtime executes it, after its graph optimizations."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from compress.deploy.onnx_runtime import OnnxRuntime
+from compress.measure.children import random_inputs
+from compress.measure.profiling import median_ms
+from compress.measure.timing import time_runs
+
+_WARM_UP = 10
+_SUFFIX = "_kernel_time"
+
+
+def profile(path: str, threads: int, batch: int, runs: int) -> dict[str, Any]:
+    """Return the facts of a profile; runs in the child process."""
+    with tempfile.TemporaryDirectory(prefix="bmcompress-profile-") as folder:
+        plain = OnnxRuntime(Path(path), threads)
+        inputs = random_inputs(plain, batch, np.random.default_rng(0))
+        whole = time_runs(lambda: plain.run(inputs), runs, _WARM_UP)
+        profiled = OnnxRuntime(Path(path), threads, profile_prefix=str(Path(folder) / "profile"))
+        for _ in range(_WARM_UP + runs):
+            profiled.run(inputs)
+        events = json.loads(Path(profiled.end_profiling()).read_text())
+    names = _Names(onnx.load(path, load_external_data=False).graph)
+    return {
+        "runtime": f"onnxruntime {plain.version}",
+        "whole_ms": median_ms(whole),
+        "operators": [_describe(own, names) for own in _by_node(events)],
+    }
+
+
+def _by_node(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the events of each node after the warm-up, in the order of execution; a loop's body has more per run."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    done = 0
+    for event in events:
+        if event.get("cat") == "Session" and event["name"] == "model_run":
+            done += 1
+    ended = 0
+    for event in sorted(events, key=lambda each: each.get("ts", 0) + each.get("dur", 0)):
+        if event.get("cat") == "Session" and event["name"] == "model_run":
+            ended += 1
+        elif event.get("cat") == "Node" and event["name"].endswith(_SUFFIX) and ended >= _WARM_UP:
+            found[f"{event['args'].get('node_index')} {event['name']}"].append({**event, "runs": done - _WARM_UP})
+    return list(found.values())
+
+
+def _describe(events: list[dict[str, Any]], names: _Names) -> dict[str, Any]:
+    first = events[0]
+    name = first["name"].removesuffix(_SUFFIX)
+    kind = first["args"].get("op_name", "?")
+    return {
+        "type": kind,
+        "name": name,
+        "labels": names.labels(name, kind),
+        "time_ms": sum(event["dur"] for event in events) / first["runs"] / 1000,
+        "provider": first["args"].get("provider"),
+    }
+
+
+class _Names:
+    """From the name of an executed node to those of the file's nodes that it came from."""
+
+    def __init__(self, graph: onnx.GraphProto):
+        self._by_name = {node.name: node for node in graph.node}
+        self._makers = {output: node for node in graph.node for output in node.output}
+
+    def labels(self, name: str, kind: str) -> list[str]:
+        """Return names with the layer in them: of the node, and of what was merged into it before it."""
+        # Merged nodes are called after the output or the name of one of them, such as `dense/MatMul/MatMulAddFusion`.
+        node = self._makers.get(name.removesuffix("_nchwc"))
+        node = node or self._by_name.get(name) or self._by_name.get(name.rpartition("/")[0])
+        found = [name] if node is None else []
+        while node is not None:
+            found.append(node.name)
+            if node.op_type == kind or not node.input:
+                break
+            node = self._makers.get(node.input[0])
+        return [each for each in found if "/" in each]
