@@ -162,8 +162,17 @@ def benchmark(
     rescale: Rescale = None,
     take: Take = None,
     skip: Skip = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of the runtime.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples per inference.")] = 1,
+    threads: Annotated[
+        str, typer.Option("--threads", metavar="N[,N...]", help="Threads of the runtime; several are swept.")
+    ] = "1",
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="N[,N...]", help="Samples per inference; several are swept.")
+    ] = "1",
+    device: Annotated[
+        str,
+        typer.Option("--device", metavar="NAME[,NAME...]", help="cpu, gpu, tensorrt or openvino; several are swept."),
+    ] = "cpu",
+    energy: Annotated[bool, typer.Option("--energy", help="Energy too, where the machine counts it.")] = False,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Fresh processes per file.")] = 3,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the JSON here too.")
@@ -181,8 +190,10 @@ def benchmark(
         files,
         load_test_split(data, rescale, take, skip, packages),
         reference=reference,
-        threads=threads,
-        batch=batch,
+        threads=_counts(threads, "--threads"),
+        batch=_counts(batch, "--batch"),
+        devices=[each.strip() for each in device.split(",")],
+        energy=energy,
         processes=processes,
         allow_imports=packages,
     ).with_short_names()
@@ -195,8 +206,23 @@ def benchmark(
         print_json(report.model_dump(mode="json", by_alias=True))
         return
     print_table(*report.rows())
+    for result in report.results:
+        if result.energy is not None:
+            used = result.energy
+            told = used.reasons.get("joules") or f"{1000 * used.joules:.3g} mJ a sample ({used.source})"
+            say(f"energy of {result.file}: {told}")
     for warning in report.warnings:
         say(f"note: {warning}")
+
+
+def _counts(text: str, option: str) -> list[int]:
+    """Return the numbers of a list such as `"1,2,4"`."""
+    from compress.errors import UsageError
+
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"expected {option} to be numbers from 1, such as 1,2,4. Received: {text}")
+    return [int(part) for part in parts]
 
 
 @command

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from compress.deploy.devices import keras_device
 from compress.deploy.records import TensorInfo
 from compress.deploy.runtimes import FileRuntime, one_line
 from compress.deploy.signature import draw_samples, name_outputs, pack_inputs, read_signature
@@ -21,10 +22,12 @@ class KerasRuntime(FileRuntime):
     name = "keras"
     version = keras.__version__
 
-    def __init__(self, path: Path, threads: int):
+    def __init__(self, path: Path, threads: int, *, device: str = "cpu"):
         applied = _limit_threads(threads)
         self._path = path
-        self._model = load_model(path)
+        self._device = keras_device(device, keras.backend.backend())
+        with keras.device(self._device):
+            self._model = load_model(path)
         self._signature = read_signature(self._model)
         super().__init__(self._signature.inputs, (), applied)
         self._step = self._compile()
@@ -49,7 +52,8 @@ class KerasRuntime(FileRuntime):
 
     def _invoke(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         try:
-            self._structure = self._step(*arrays)
+            with keras.device(self._device):
+                self._structure = self._step(*arrays)
         except Exception as error:  # user code may run here
             raise DataError(
                 f"{self._path} could not run on inputs of shape "

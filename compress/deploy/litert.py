@@ -14,7 +14,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from compress.deploy.records import TensorInfo
 from compress.deploy.runtimes import FileRuntime, Grid, one_line, package_version, put_on_grid, take_off_grid
-from compress.errors import DataError, ModelError
+from compress.errors import DataError, ModelError, SetupError
 
 
 class LiteRtRuntime(FileRuntime):
@@ -26,7 +26,11 @@ class LiteRtRuntime(FileRuntime):
 
     name = "tflite"
 
-    def __init__(self, path: Path, threads: int):
+    def __init__(self, path: Path, threads: int, *, device: str = "cpu"):
+        if device != "cpu":
+            raise SetupError(
+                f"LiteRT's interpreter runs on the CPU. Received: device={device}", "Measure the .onnx file there."
+            )
         self.version = package_version("ai-edge-litert")
         self._path = path
         try:

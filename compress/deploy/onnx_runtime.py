@@ -1,4 +1,4 @@
-"""`.onnx` files in ONNX Runtime on the CPU, with its default graph optimizations.
+"""`.onnx` files in ONNX Runtime, with its default graph optimizations.
 
 Inputs and outputs of files that take integers hold real values here: floats are put onto the grid that the file's
 metadata tells and outputs are taken off it, so every file is compared and measured in the same numbers.
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from compress.deploy.devices import require_no_fallback, require_provider
 from compress.deploy.records import TensorInfo
 from compress.deploy.runtimes import FileRuntime, Grid, one_line, put_on_grid, take_off_grid
 from compress.errors import DataError, ModelError
@@ -38,20 +39,22 @@ class OnnxRuntime(FileRuntime):
     name = "onnx"
     version = onnxruntime.__version__
 
-    def __init__(self, path: Path, threads: int, *, profile_prefix: str | None = None):
+    def __init__(self, path: Path, threads: int, *, device: str = "cpu", profile_prefix: str | None = None):
         self._path = path
+        providers = require_provider(device, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()
         if profile_prefix is not None:
             options.enable_profiling, options.profile_file_prefix = True, profile_prefix
         options.intra_op_num_threads = threads
         options.log_severity_level = _ONLY_ERRORS
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's errors share no public base; each means a file it cannot run
             raise ModelError(
                 f"{path} cannot be opened by ONNX Runtime {self.version}. Received: {one_line(error)}",
                 "Export the model again.",
             ) from error
+        require_no_fallback(device, self._session.get_providers())
         inputs = tuple(_describe(argument, path) for argument in self._session.get_inputs())
         super().__init__(inputs, tuple(_describe(argument, path) for argument in self._session.get_outputs()), threads)
         text = self._session.get_modelmeta().custom_metadata_map.get(GRIDS_KEY, "{}")

@@ -1,7 +1,7 @@
 """Runtimes that execute model files: LiteRT for `.tflite`, ONNX Runtime for `.onnx`, Keras for `.keras`.
 
-All run on the CPU under their default options, as users run them. Nothing here imports TensorFlow unless a
-`.keras` file is opened, so start-up and memory of a file can be measured fairly.
+All run under their default options, as users run them, on the CPU unless another device is asked for. Nothing here
+imports TensorFlow unless a `.keras` file is opened, so start-up and memory of a file can be measured fairly.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from compress.data.split import Arrays, Split, flatten_arrays, map_arrays
+from compress.deploy.formats import detect_format as detect_format
 from compress.deploy.records import TensorInfo
 from compress.errors import DataError, ModelError, SetupError
 
 Grid = tuple[float, int]
 """The scale and the zero point of a quantized tensor: its integers `q` stand for `scale * (q - zero_point)`."""
-
-_SUFFIXES = (".tflite", ".onnx", ".keras")
 
 
 class Runtime(Protocol):
@@ -48,16 +47,17 @@ class Runtime(Protocol):
         ...
 
 
-def open_runtime(path: str | Path, *, threads: int = 1) -> Runtime:
+def open_runtime(path: str | Path, *, threads: int = 1, device: str = "cpu") -> Runtime:
     """Load a model file into the runtime of its format, told by its content and then by its suffix.
 
     Args:
         path: a `.tflite`, `.onnx` or `.keras` file.
         threads: number of threads that one inference uses.
+        device: what executes it; see `compress.deploy.devices`.
 
     Raises:
         ModelError: the file is missing, empty, corrupt, unsafe, or of no format that is known.
-        SetupError: the library that executes the format is not installed.
+        SetupError: the library that executes the format is not installed, or cannot use the device.
     """
     path = Path(path)
     file_format = detect_format(path)
@@ -73,7 +73,7 @@ def open_runtime(path: str | Path, *, threads: int = 1) -> Runtime:
             f"{path} needs a library that is not installed. Received: {error}",
             "Run `pip install bmcompress`.",
         ) from error
-    return runtime_class(path, threads)
+    return runtime_class(path, threads, device=device)
 
 
 def put_on_grid(array: np.ndarray, dtype: str, grid: Grid | None) -> np.ndarray:
@@ -97,32 +97,6 @@ def take_off_grid(array: np.ndarray, grid: Grid | None) -> np.ndarray:
     if grid is None or array.dtype.kind not in "iu":
         return array
     return (array.astype("float32") - np.float32(grid[1])) * np.float32(grid[0])
-
-
-def detect_format(path: Path) -> str:
-    """Return `"tflite"`, `"onnx"` or `"keras"` for a model file.
-
-    Raises:
-        ModelError: the file is missing, empty, or of no format that is known.
-    """
-    try:
-        with open(path, "rb") as file:
-            head = file.read(8)
-    except FileNotFoundError:
-        raise ModelError(f"{path} does not exist.") from None
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read. Received: {error.strerror}") from error
-    suffix = path.suffix.lower()
-    if not head:
-        raise ModelError(f"{path} is empty. Received: 0 bytes", "Export the model again.")
-    if head[4:8] == b"TFL3":
-        return "tflite"
-    if head[:4] == b"PK\x03\x04" and suffix not in (".tflite", ".onnx"):
-        return "keras"
-    if suffix == ".onnx" and head[0] == 0x08:  # field 1 of the ONNX message: its version, which every file has first
-        return "onnx"
-    expected = f"a {suffix} model" if suffix in _SUFFIXES else "a model file (.tflite, .onnx or .keras)"
-    raise ModelError(f"{path} is not {expected}. Received: content that starts with {head!r}")
 
 
 def predict(runtime: Runtime, x: Arrays | Split, batch_size: int = 64) -> list[np.ndarray]:

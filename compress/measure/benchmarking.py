@@ -18,15 +18,17 @@ import numpy as np
 
 from compress import __version__
 from compress.data.split import Split
+from compress.deploy.devices import PROVIDERS, require_device
 from compress.deploy.runtimes import detect_format, plain_name
-from compress.errors import UsageError
+from compress.errors import SetupError, UsageError
 from compress.measure import environment
 from compress.measure.children import read_outputs
 from compress.measure.inputs import write_inputs
 from compress.measure.latency import measure_latency
-from compress.measure.quality import as_output_kind, evaluate_outputs
+from compress.measure.quality import Quality, as_output_kind, evaluate_outputs
 from compress.measure.results import (
     BenchmarkReport,
+    Energy,
     FileResult,
     Latency,
     Memory,
@@ -47,11 +49,6 @@ PathLike = str | Path
 _BATCH_SIZE = 64
 _RANDOM_SAMPLES = 64
 _NOT_ASKED = "not asked for"
-_RUNTIME_OPTIONS = {
-    "tflite": {"delegate": "default (XNNPACK)"},
-    "onnx": {"providers": ["CPUExecutionProvider"]},
-    "keras": {"device": "CPU"},
-}
 
 
 def benchmark_files(
@@ -63,13 +60,16 @@ def benchmark_files(
     tasks: Sequence[Any] | Literal["infer"] | None = "infer",
     threads: int | Sequence[int] = 1,
     batch: int | Sequence[int] = 1,
+    devices: Sequence[str] = ("cpu",),
     processes: int = 3,
     pairs: int = 200,
     latency: bool = True,
     memory: bool = True,
+    energy: bool = False,
     untimed: Collection[PathLike] = (),
     seed: int = 0,
     allow_imports: Sequence[str] = (),
+    on_quality: Callable[[str, Quality], None] | None = None,
 ) -> BenchmarkReport:
     """Return a report on the model files `paths`, each `.tflite`, `.onnx` or `.keras`.
 
@@ -85,14 +85,18 @@ def benchmark_files(
             reference and the labels, and `None` leaves only the distances to the reference.
         threads: threads of the runtimes; several are measured one by one.
         batch: samples per timed run; several are measured one by one.
+        devices: what executes the timed runs, one by one; a file whose runtime cannot use one gets the reason in the
+            place of numbers.
         processes: fresh processes per latency.
         pairs: timed pairs per process, at least.
         latency: whether latency is measured.
         memory: whether start-up and memory are measured.
+        energy: whether energy is measured, where the machine tells.
         untimed: files for which neither is, such as a `.keras` file whose exports are what counts; each start of
             TensorFlow takes seconds.
         seed: of random inputs and of the order of runs.
         allow_imports: packages whose classes a `.keras` file may name.
+        on_quality: called with each file and its quality sample by sample, which the report leaves out.
 
     Raises:
         UsageError: no files, a key of `references` that is none of them, or not one task per output.
@@ -119,13 +123,16 @@ def benchmark_files(
             tasks=tasks,
             threads=[threads] if isinstance(threads, int) else list(threads),
             batches=[batch] if isinstance(batch, int) else list(batch),
+            devices=[require_device(device) for device in dict.fromkeys(devices)],
             processes=processes,
             pairs=pairs,
             latency=latency,
             memory=memory,
+            energy=energy,
             untimed={str(file) for file in untimed},
             seed=seed,
             allow_imports=list(allow_imports),
+            on_quality=on_quality,
         )
         return bench.measure(files, data)
 
@@ -141,17 +148,20 @@ class _Bench:
     tasks: Sequence[Any] | Literal["infer"] | None
     threads: list[int]
     batches: list[int]
+    devices: list[str]
     processes: int
     pairs: int
     latency: bool
     memory: bool
+    energy: bool
     untimed: set[str]
     seed: int
     allow_imports: list[str]
+    on_quality: Callable[[str, Quality], None] | None
 
     def measure(self, files: list[str], data: Split | None) -> BenchmarkReport:
         machine = self._describe_machine(files)
-        settings = len(self.threads) * len(self.batches)
+        settings = len(self.threads) * len(self.batches) * len(self.devices)
         timed = [file for file in files if file not in self.untimed]
         formats = {self.formats[file] for file in timed}
         total = len(files) + len(timed) * (self.memory + self.latency * settings * self.processes)
@@ -176,7 +186,12 @@ class _Bench:
     def _describe_machine(self, files: list[str]) -> environment.Environment:
         used = sorted({self.formats[file] for file in files})
         packages = [environment.RUNTIME_PACKAGES[name] for name in used]
-        options = {name: {"threads": self.threads, **_RUNTIME_OPTIONS[name]} for name in used}
+        asked = {
+            "tflite": {"delegate": "default (XNNPACK)"},
+            "onnx": {"providers": [PROVIDERS[device] for device in self.devices]},
+            "keras": {"devices": self.devices},
+        }
+        options = {name: {"threads": self.threads, **asked[name]} for name in used}
         return environment.describe_environment(self.threads, environment.installed_versions(packages), options)
 
     def _write_inputs(self, data: Split | None) -> list[str]:
@@ -234,7 +249,10 @@ class _Bench:
             if file != self.base:
                 own_names, path = predicted[file]
                 outputs, other = _in_order(names, own_names, read_outputs(path)), expected
-            quality[file] = evaluate_outputs(outputs, labels, kinds or None, other).metrics
+            found = evaluate_outputs(outputs, labels, kinds or None, other)
+            quality[file] = found.metrics
+            if self.on_quality:
+                self.on_quality(file, found)
         return quality
 
     def _measure_runtimes(self, files: list[str], advance: Callable[..., None]) -> dict[str, int | None]:
@@ -256,7 +274,7 @@ class _Bench:
         advance(note=f"{Path(file).name}: size")
         memory_asked, latency_asked = (asked and file not in self.untimed for asked in (self.memory, self.latency))
         startup, memory = self._measure_startup(file, peaks, advance) if memory_asked else (None, None)
-        times = self._measure_latency(file, advance) if latency_asked else None
+        times, missing = self._measure_latency(file, advance) if latency_asked else (None, {})
         package = environment.RUNTIME_PACKAGES[self.formats[file]]
         version = environment.installed_versions([package]).get(package)
         reasons = {
@@ -264,6 +282,8 @@ class _Bench:
             "startup": None if memory_asked else _NOT_ASKED,
             "memory": None if memory_asked else _NOT_ASKED,
             "latency": None if latency_asked else _NOT_ASKED,
+            "energy": None if self.energy else _NOT_ASKED,
+            **{f"latency.{device}": reason for device, reason in missing.items()},
         }
         return FileResult(
             file=file,
@@ -275,6 +295,7 @@ class _Bench:
             startup=startup,
             memory=memory,
             latency=times,
+            energy=self._measure_energy(file) if self.energy and file not in self.untimed else None,
             reasons={name: reason for name, reason in reasons.items() if reason},
         )
 
@@ -292,26 +313,50 @@ class _Bench:
         advance(note=f"{Path(file).name}: start-up")
         return found
 
-    def _measure_latency(self, file: str, advance: Callable[..., None]) -> list[Latency]:
-        found = []
-        for threads, batch in product(self.threads, self.batches):
-            times = measure_latency(
-                self._latency_reference(file),
-                file,
-                self._inputs,
-                threads=threads,
-                batch=batch,
-                processes=self.processes,
-                pairs=self.pairs,
-                seed=self.seed,
-                allow_imports=self.allow_imports,
-                advance=lambda: advance(note=f"{Path(file).name}: latency"),
-            )
+    def _measure_latency(self, file: str, advance: Callable[..., None]) -> tuple[list[Latency], dict[str, str]]:
+        """Return the times for each setting, and why there are none by device."""
+        found, missing = [], {}
+        for device, threads, batch in product(self.devices, self.threads, self.batches):
+            if device in missing:
+                continue
+            try:
+                times = measure_latency(
+                    self._latency_reference(file, device),
+                    file,
+                    self._inputs,
+                    threads=threads,
+                    batch=batch,
+                    processes=self.processes,
+                    pairs=self.pairs,
+                    seed=self.seed,
+                    allow_imports=self.allow_imports,
+                    device=device,
+                    advance=lambda: advance(note=f"{Path(file).name}: latency"),
+                )
+            except SetupError as error:
+                if device == "cpu":
+                    raise
+                missing[device] = error.message
+                continue
+            if device != "cpu" and self.formats[file] == "onnx":
+                arguments = {"path": file, "device": device, "batch": batch}
+                counts = run_in_worker("compress.measure.onnx_profile:count_by_provider", arguments)
+                times = times.model_copy(update={"operators_on_cpu": counts.get(PROVIDERS["cpu"], 0)})
             found.append(times)
-        return found
+        return found, missing
 
-    def _latency_reference(self, file: str) -> str:
+    def _measure_energy(self, file: str) -> Energy:
+        arguments = {"path": file, "inputs": self._inputs, "threads": self.threads[0], "batch": self.batches[0]}
+        answer = run_in_worker(
+            "compress.measure.energy:measure",
+            {**arguments, "device": self.devices[0], "allow_imports": self.allow_imports},
+        )
+        return Energy.model_validate(answer)
+
+    def _latency_reference(self, file: str, device: str) -> str:
         """Return what `file` is timed against; the same runtime, where there is a choice, tells of the file alone."""
+        if device != "cpu":  # which another runtime may not know
+            return next(other for other in self.formats if self.formats[other] == self.formats[file])
         if file in self.references:
             return self.references[file]
         same = next(other for other in self.formats if self.formats[other] == self.formats[file])
@@ -339,10 +384,15 @@ def _find_warnings(machine: environment.Environment, results: list[FileResult]) 
             "absolute times are unreliable, ratios hold better"
         )
     for result in results:
+        for name, reason in result.reasons.items():
+            if name.startswith("latency."):
+                warnings.append(f"{result.file}: no latency on {name.removeprefix('latency.')}: {reason}")
         for name, metric in (result.quality or {}).items():
             if metric.value is None:
                 warnings.append(f"{result.file}: {name}: {metric.reasons.get('value', 'not measured')}")
         for times in result.latency or ():
+            if times.operators_on_cpu:
+                warnings.append(f"{result.file}: {times.operators_on_cpu} operators ran on the CPU, not {times.device}")
             if times.noisy:
                 warnings.append(f"{result.file}: the machine is too noisy for small ratios: {times.noise_reason}")
             if times.ratio_ci95[0] > 1:

@@ -15,18 +15,19 @@ from compress.measure.inputs import read_inputs, write_inputs
 _FREE_AXIS = 16
 
 
-def open_file(path: str | Path, threads: int = 1, allow_imports: Sequence[str] = ()) -> Runtime:
+def open_file(path: str | Path, threads: int = 1, allow_imports: Sequence[str] = (), device: str = "cpu") -> Runtime:
     """Open a model file; a `.keras` file is checked first, and may name classes of `allow_imports`.
 
     Raises:
         ModelError: the file is missing, corrupt or unsafe.
+        SetupError: its runtime cannot use the device.
     """
     if detect_format(Path(path)) != "keras":
-        return open_runtime(path, threads=threads)
+        return open_runtime(path, threads=threads, device=device)
     from compress.models.opening import trust_packages  # Keras, which the other formats do without
 
     with trust_packages(tuple(allow_imports)):
-        return open_runtime(path, threads=threads)
+        return open_runtime(path, threads=threads, device=device)
 
 
 def predict_files(

@@ -50,6 +50,7 @@ def measure_latency(
     max_s: float = 4.0,
     seed: int = 0,
     allow_imports: Sequence[str] = (),
+    device: str = "cpu",
     advance: Callable[[], None] | None = None,
 ) -> Latency:
     """Return the latency of `candidate` and its ratio to `reference`; one file for both gives the control
@@ -67,10 +68,12 @@ def measure_latency(
         max_s: seconds after which a process stops once it has 30 pairs.
         seed: of the order of runs.
         allow_imports: packages whose classes a `.keras` file may name.
+        device: what executes both; a run counts until its outputs are back in memory.
         advance: called after each process.
 
     Raises:
         UsageError: a count is below 1.
+        SetupError: a runtime cannot use the device.
         WorkerError: a process crashed.
     """
     counts = {"threads": threads, "batch": batch, "processes": processes, "pairs": pairs}
@@ -87,6 +90,7 @@ def measure_latency(
         "min_s": min_s,
         "max_s": max_s,
         "allow_imports": list(allow_imports),
+        "device": device,
     }
     samples = []
     for process in range(processes):
@@ -94,11 +98,16 @@ def measure_latency(
         samples.append({name: np.array(values, np.float64) / 1e6 for name, values in answer.items()})
         if advance is not None:
             advance()
-    return summarize_times(samples, str(reference), threads, batch, seed)
+    return summarize_times(samples, str(reference), threads, batch, seed, device)
 
 
 def summarize_times(
-    samples: Sequence[dict[str, np.ndarray]], reference: str, threads: int, batch: int, seed: int = 0
+    samples: Sequence[dict[str, np.ndarray]],
+    reference: str,
+    threads: int,
+    batch: int,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> Latency:
     """Return the `Latency` of milliseconds per run, one dict of equally long arrays per process.
 
@@ -108,6 +117,7 @@ def summarize_times(
         threads: that the runtime used.
         batch: samples per run.
         seed: of the bootstrap.
+        device: what executed them.
     """
     own = "candidate" if "candidate" in samples[0] else "reference"
     times = np.concatenate([s[own] for s in samples])
@@ -123,6 +133,7 @@ def summarize_times(
     control, control_interval = _ratio(samples, "control", seed)
     reason = explain_noise(control_interval)
     return Latency(
+        device=device,
         threads=threads,
         batch=batch,
         reference=reference,
@@ -168,13 +179,14 @@ def time_in_turns(
     max_s: float,
     seed: int,
     allow_imports: Sequence[str] = (),
+    device: str = "cpu",
 ) -> dict[str, list[int]]:
     """Return nanoseconds of each run, paired by position; runs in the child process."""
     names = ["reference", "control"]
     if Path(candidate).resolve() != Path(reference).resolve():
         names.append("candidate")
     files = {"reference": reference, "control": reference, "candidate": candidate}
-    runtimes = [open_file(files[name], threads, allow_imports) for name in names]
+    runtimes = [open_file(files[name], threads, allow_imports, device) for name in names]
     chosen = take_batches(read_inputs(inputs), batch, _DIFFERENT_BATCHES)
     batches = [[match_inputs([info.name for info in runtime.inputs], x) for runtime in runtimes] for x in chosen]
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +38,33 @@ def profile(path: str, threads: int, batch: int, runs: int) -> dict[str, Any]:
     }
 
 
+def count_by_provider(path: str, device: str, batch: int) -> dict[str, int]:
+    """Return how many nodes each execution provider runs; runs in the child process."""
+    with tempfile.TemporaryDirectory(prefix="bmcompress-profile-") as folder:
+        runtime = OnnxRuntime(Path(path), 1, device=device, profile_prefix=str(Path(folder) / "profile"))
+        runtime.run(random_inputs(runtime, batch, np.random.default_rng(0)))
+        events = json.loads(Path(runtime.end_profiling()).read_text())
+    nodes = {each["args"].get("node_index"): each["args"].get("provider") for each in events if _is_kernel(each)}
+    return dict(Counter(nodes.values()))
+
+
+def _is_run(event: dict[str, Any]) -> bool:
+    return event.get("cat") == "Session" and event["name"] == "model_run"
+
+
+def _is_kernel(event: dict[str, Any]) -> bool:
+    return event.get("cat") == "Node" and event["name"].endswith(_SUFFIX)
+
+
 def _by_node(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Return the events of each node after the warm-up, in the order of execution; a loop's body has more per run."""
     found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    done = 0
-    for event in events:
-        if event.get("cat") == "Session" and event["name"] == "model_run":
-            done += 1
+    done = sum(_is_run(event) for event in events)
     ended = 0
     for event in sorted(events, key=lambda each: each.get("ts", 0) + each.get("dur", 0)):
-        if event.get("cat") == "Session" and event["name"] == "model_run":
+        if _is_run(event):
             ended += 1
-        elif event.get("cat") == "Node" and event["name"].endswith(_SUFFIX) and ended >= _WARM_UP:
+        elif _is_kernel(event) and ended >= _WARM_UP:
             found[f"{event['args'].get('node_index')} {event['name']}"].append({**event, "runs": done - _WARM_UP})
     return list(found.values())
 

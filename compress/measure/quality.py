@@ -8,7 +8,7 @@ and agrees with nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,17 @@ class OutputKind:
 
 @dataclass(frozen=True)
 class Quality:
-    """Metrics by name, and the value of each `accuracy` and `mse` per sample, `(samples,)`."""
+    """Metrics by name, and what they were computed from.
+
+    Args:
+        metrics: by name.
+        per_sample: the value of each `accuracy`, `mse` and `mae` per sample, `(samples,)`.
+        decisions: what each output of classes says, `(samples, ...)`, under `decisions`.
+    """
 
     metrics: dict[str, Metric]
     per_sample: dict[str, np.ndarray]
+    decisions: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def evaluate_outputs(
@@ -74,7 +81,7 @@ def evaluate_outputs(
             raise DataError(
                 f"{what} must have one array per output. Received: {len(arrays)} for {len(outputs)} outputs"
             )
-    metrics, per_sample = {}, {}
+    metrics, per_sample, decisions = {}, {}, {}
     for index, (output, task) in enumerate(zip(outputs, tasks, strict=True)):
         prefix = f"{task.name or f'output_{index}'}." if len(outputs) > 1 else ""
         label = None if labels is None else labels[index]
@@ -82,7 +89,8 @@ def evaluate_outputs(
         found = _evaluate_output(np.asarray(output), label, task, other)
         metrics |= {prefix + name: metric for name, metric in found.metrics.items()}
         per_sample |= {prefix + name: values for name, values in found.per_sample.items()}
-    return Quality(metrics, per_sample)
+        decisions |= {prefix + name: values for name, values in found.decisions.items()}
+    return Quality(metrics, per_sample, decisions)
 
 
 def as_output_kind(task: Any) -> OutputKind:
@@ -124,7 +132,7 @@ def _decisions(output: np.ndarray, label: Any, task: OutputKind, reference: np.n
         drop = None if reference is None else _accuracy_drop(right, (other == truth) & other_valid)
         per_sample["accuracy"] = right.reshape(len(output), -1).mean(axis=1)
         metrics = {"accuracy": _share_metric(per_sample["accuracy"], drop), **metrics}
-    return Quality(metrics, per_sample)
+    return Quality(metrics, per_sample, {"decisions": np.where(valid, decisions, -1)})
 
 
 def decide_outputs(output: np.ndarray, task: OutputKind) -> tuple[np.ndarray, np.ndarray]:
@@ -174,12 +182,12 @@ def _regression(output: np.ndarray, label: Any, reference: np.ndarray | None) ->
         raise DataError(f"labels do not fit the regression output. Received: {label.shape} for {output.shape}")
     errors = _flat(output) - _flat(label)
     other = None if reference is None else _flat(reference) - _flat(label)
-    squared = (errors**2).mean(axis=1)
+    squared, absolute = (errors**2).mean(axis=1), np.abs(errors).mean(axis=1)
     metrics = {
         "mse": _error_metric(squared, None if other is None else (other**2).mean(axis=1)),
-        "mae": _error_metric(np.abs(errors).mean(axis=1), None if other is None else np.abs(other).mean(axis=1)),
+        "mae": _error_metric(absolute, None if other is None else np.abs(other).mean(axis=1)),
     }
-    return Quality(metrics, {"mse": squared})
+    return Quality(metrics, {"mse": squared, "mae": absolute})
 
 
 def _distances(output: np.ndarray, reference: np.ndarray) -> dict[str, Metric]:

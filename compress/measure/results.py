@@ -134,6 +134,8 @@ class Memory(Record):
 class Latency(Record):
     """Times of single runs, interleaved with those of `reference` in fresh processes."""
 
+    device: str = "cpu"
+    """What executed them: `"cpu"`, `"gpu"`, `"tensorrt"` or `"openvino"`."""
     threads: Count
     batch: Count
     reference: str
@@ -156,6 +158,17 @@ class Latency(Record):
     control_ci95: Interval
     noisy: bool
     noise_reason: str | None
+    operators_on_cpu: Count | None = None
+    """Of an ONNX file on another device: how many operators ran on the CPU all the same."""
+    reasons: dict[str, str] = {}
+
+
+class Energy(Record):
+    """Energy of one sample, everything that the source counts while the file runs included."""
+
+    joules: float | None
+    source: str | None
+    """What was read: `"RAPL"` for processor packages, `"NVML"` for a GPU."""
     reasons: dict[str, str] = {}
 
 
@@ -172,6 +185,7 @@ class FileResult(Record):
     startup: Startup | None
     memory: Memory | None
     latency: list[Latency] | None
+    energy: Energy | None = None
     reasons: dict[str, str] = {}
 
 

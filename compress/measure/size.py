@@ -45,7 +45,7 @@ def measure_size(path: str | Path) -> tuple[FileSize, str]:
 
 def read_size(path: str) -> dict[str, Any]:
     """Return the fields of `FileSize` and the sha256; runs in the child process."""
-    from compress.deploy.runtimes import detect_format
+    from compress.deploy.formats import detect_format
 
     file_format = detect_format(Path(path))
     file_bytes, gzip_bytes, zstd_bytes, sha256 = _weigh(Path(path))

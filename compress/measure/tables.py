@@ -77,7 +77,8 @@ def format_rows(result: results.FileResult) -> list[list[str]]:
         return [[result.file, *cells, MISSING, MISSING, MISSING, MISSING]]
     rows = []
     for latency in result.latency:
-        setting = f" ({latency.threads} threads, batch {latency.batch})" if len(result.latency) > 1 else ""
+        device = "" if latency.device == "cpu" else f"{latency.device}, "
+        setting = f" ({device}{latency.threads} threads, batch {latency.batch})" if len(result.latency) > 1 else ""
         rows.append([result.file + setting, *cells, *_latency_cells(latency)])
     return rows
 

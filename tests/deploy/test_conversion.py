@@ -78,7 +78,10 @@ def test_formats_differ_in_what_they_have(tmp_path):
 
 def test_places():
     places = Places(["conv", "conv_1", "block", "model"], "model")
-    assert places.find("model_1/block_1/conv_1/Conv2D@__inference_1") == "layer 'block/conv_1'"
+    assert places.find("model/block/conv_1/Conv2D@__inference_1") == "layer 'block/conv_1'"
+    # Traced once more: every name of the model has a number more.
+    assert places.find("model_1/block_1/conv_1/Conv2D@__inference_1") == "layer 'block/conv'"
+    assert places.find("model_1/block_1/conv_1_1/Conv2D") == "layer 'block/conv_1'"
     assert places.find("StatefulPartitionedCall/model_1/conv_7/Conv2D") == "layer 'conv'"
     assert places.find("model_1/Svd") == "model 'model' outside its layers, at 'model_1/Svd'"
 

@@ -81,7 +81,7 @@ def test_without_data_latency_runs_on_random_inputs(make_dense_onnx):
     report = benchmark_files([path], processes=1, pairs=30, batch=[1, 4], memory=False)
     result = report.results[0]
     assert (report.data, result.quality) == (None, None)
-    assert result.reasons.keys() == {"quality", "startup", "memory"}
+    assert result.reasons.keys() == {"quality", "startup", "memory", "energy"}
     assert [times.batch for times in result.latency] == [1, 4]
     assert len(report.rows()[1]) == 2
 
