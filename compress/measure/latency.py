@@ -98,7 +98,7 @@ def measure_latency(
         samples.append({name: np.array(values, np.float64) / 1e6 for name, values in answer.items()})
         if advance is not None:
             advance()
-    return summarize_times(samples, str(reference), threads, batch, seed, device)
+    return summarize_times(samples, str(reference), threads, batch, device)
 
 
 def summarize_times(
@@ -106,7 +106,6 @@ def summarize_times(
     reference: str,
     threads: int,
     batch: int,
-    seed: int = 0,
     device: str = "cpu",
 ) -> Latency:
     """Return the `Latency` of milliseconds per run, one dict of equally long arrays per process.
@@ -116,7 +115,6 @@ def summarize_times(
         reference: name of the reference.
         threads: that the runtime used.
         batch: samples per run.
-        seed: of the bootstrap.
         device: what executed them.
     """
     own = "candidate" if "candidate" in samples[0] else "reference"
@@ -129,8 +127,8 @@ def summarize_times(
     }
     ratio, interval = 1.0, (1.0, 1.0)
     if own == "candidate":
-        ratio, interval = _ratio(samples, "candidate", seed)
-    control, control_interval = _ratio(samples, "control", seed)
+        ratio, interval = _ratio(samples, "candidate")
+    control, control_interval = _ratio(samples, "control")
     reason = explain_noise(control_interval)
     return Latency(
         device=device,
@@ -140,7 +138,7 @@ def summarize_times(
         n=len(times),
         processes=len(samples),
         **percentiles,
-        p50_ci95_ms=_median_interval([s[own] for s in samples], seed),
+        p50_ci95_ms=_median_interval([s[own] for s in samples]),
         mean_ms=times.mean(),
         min_ms=times.min(),
         stdev_ms=times.std(ddof=1) if len(times) > 1 else 0.0,
@@ -232,12 +230,12 @@ def _time_round(runtimes: Sequence[Any], arrays: list[list[np.ndarray]], rng: np
     return times
 
 
-def _median_interval(times: Sequence[np.ndarray], seed: int) -> statistics.Interval | None:
+def _median_interval(times: Sequence[np.ndarray]) -> statistics.Interval | None:
     """Return the interval of the median: within processes as of one sample, between them as of a ratio."""
     pooled = statistics.median_interval(np.concatenate(times))
-    _, between = statistics.ratio_interval([np.log(values) for values in times], seed=seed)
+    _, between = statistics.ratio_interval([np.log(values) for values in times])
     return pooled and (min(pooled[0], between[0]), max(pooled[1], between[1]))
 
 
-def _ratio(samples: Sequence[dict[str, np.ndarray]], name: str, seed: int) -> tuple[float, statistics.Interval]:
-    return statistics.ratio_interval([np.log(s[name] / s["reference"]) for s in samples], seed=seed)
+def _ratio(samples: Sequence[dict[str, np.ndarray]], name: str) -> tuple[float, statistics.Interval]:
+    return statistics.ratio_interval([np.log(s[name] / s["reference"]) for s in samples])
