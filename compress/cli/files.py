@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -173,6 +173,15 @@ def benchmark(
         typer.Option("--device", metavar="NAME[,NAME...]", help="cpu, gpu, tensorrt or openvino; several are swept."),
     ] = "cpu",
     energy: Annotated[bool, typer.Option("--energy", help="Energy too, where the machine counts it.")] = False,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="A second table with every metric and its interval.")
+    ] = False,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric", metavar="MODULE:FUNCTION", help="A metric of your own: function(labels, outputs). Repeatable."
+        ),
+    ] = None,
     processes: Annotated[int, typer.Option("--processes", min=1, help="Fresh processes per file.")] = 3,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FILE", help="Write the JSON here too.")
@@ -194,6 +203,7 @@ def benchmark(
         batch=_counts(batch, "--batch"),
         devices=[each.strip() for each in device.split(",")],
         energy=energy,
+        metrics=_own_metrics(metric or [], packages),
         processes=processes,
         allow_imports=packages,
     ).with_short_names()
@@ -206,6 +216,8 @@ def benchmark(
         print_json(report.model_dump(mode="json", by_alias=True))
         return
     print_table(*report.rows())
+    if metrics or metric:
+        print_table(*report.metric_rows())
     for result in report.results:
         if result.energy is not None:
             used = result.energy
@@ -213,6 +225,17 @@ def benchmark(
             say(f"energy of {result.file}: {told}")
     for warning in report.warnings:
         say(f"note: {warning}")
+
+
+def _own_metrics(references: list[str], packages: tuple[str, ...]) -> dict[str, Any]:
+    """Return the functions that `module:function` names, by the names of the functions."""
+    if not references:
+        return {}
+    from compress.data.factories import check_allowed, find_function
+
+    for each in references:
+        check_allowed(each, packages)
+    return {each.rpartition(":")[2]: find_function(each) for each in references}
 
 
 def _counts(text: str, option: str) -> list[int]:

@@ -32,7 +32,7 @@ def read_factory(
         DataError: the function raised (its error is the cause), returned something else, or lacks the split.
     """
     check_allowed(source.factory, allow_imports)
-    function = _find_function(source.factory)
+    function = find_function(source.factory)
     takes_split = "split" not in source.args and "split" in _parameters(function)
     args = {**source.args, "split": wanted} if takes_split else source.args
     key = (source.factory, repr(sorted(args.items())))
@@ -64,7 +64,13 @@ def _current_folder_importable() -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _find_function(factory: str) -> Callable[..., Any]:
+def find_function(factory: str) -> Callable[..., Any]:
+    """Return what `package.module:function` names; call `check_allowed` first.
+
+    Raises:
+        RecipeError: there is no such function.
+        DataError: importing its module raised an error.
+    """
     name, _, attribute = factory.partition(":")
     try:
         with _current_folder_importable():

@@ -25,6 +25,7 @@ from compress.measure import environment
 from compress.measure.children import read_outputs
 from compress.measure.inputs import write_inputs
 from compress.measure.latency import measure_latency
+from compress.measure.own_metrics import MetricFunction, evaluate_function
 from compress.measure.quality import Quality, as_output_kind, evaluate_outputs
 from compress.measure.results import (
     BenchmarkReport,
@@ -66,6 +67,7 @@ def benchmark_files(
     latency: bool = True,
     memory: bool = True,
     energy: bool = False,
+    metrics: Mapping[str, MetricFunction] | None = None,
     untimed: Collection[PathLike] = (),
     seed: int = 0,
     allow_imports: Sequence[str] = (),
@@ -92,6 +94,8 @@ def benchmark_files(
         latency: whether latency is measured.
         memory: whether start-up and memory are measured.
         energy: whether energy is measured, where the machine tells.
+        metrics: functions of your own by name: `function(labels, outputs)` gets one array for each output, in lists,
+            and returns a number, or one for each sample, such as a mean average precision.
         untimed: files for which neither is, such as a `.keras` file whose exports are what counts; each start of
             TensorFlow takes seconds.
         seed: of random inputs and of the order of runs.
@@ -129,6 +133,7 @@ def benchmark_files(
             latency=latency,
             memory=memory,
             energy=energy,
+            metrics=dict(metrics or {}),
             untimed={str(file) for file in untimed},
             seed=seed,
             allow_imports=list(allow_imports),
@@ -154,6 +159,7 @@ class _Bench:
     latency: bool
     memory: bool
     energy: bool
+    metrics: dict[str, MetricFunction]
     untimed: set[str]
     seed: int
     allow_imports: list[str]
@@ -250,7 +256,10 @@ class _Bench:
                 own_names, path = predicted[file]
                 outputs, other = _in_order(names, own_names, read_outputs(path)), expected
             found = evaluate_outputs(outputs, labels, kinds or None, other)
-            quality[file] = found.metrics
+            quality[file] = dict(found.metrics)
+            for name, function in self.metrics.items():
+                truth = y if labels is None else labels
+                quality[file][name] = evaluate_function(name, function, truth, outputs, other)
             if self.on_quality:
                 self.on_quality(file, found)
         return quality
@@ -388,7 +397,7 @@ def _find_warnings(machine: environment.Environment, results: list[FileResult]) 
             if name.startswith("latency."):
                 warnings.append(f"{result.file}: no latency on {name.removeprefix('latency.')}: {reason}")
         for name, metric in (result.quality or {}).items():
-            if metric.value is None:
+            if metric.value is None and not name.endswith("roc_auc"):  # which many data have none of
                 warnings.append(f"{result.file}: {name}: {metric.reasons.get('value', 'not measured')}")
         for times in result.latency or ():
             if times.operators_on_cpu:

@@ -15,6 +15,7 @@ import numpy as np
 
 from compress.errors import DataError, UsageError
 from compress.measure import statistics
+from compress.measure.class_metrics import as_metric, divergence, estimate_classes
 from compress.measure.results import Change, Metric
 
 KINDS = ("classification", "binary", "multilabel", "regression")
@@ -126,12 +127,19 @@ def _decisions(output: np.ndarray, label: Any, task: OutputKind, reference: np.n
         other, other_valid = decide_outputs(reference.reshape(output.shape), task)
         agree = ((decisions == other) & valid & other_valid).reshape(len(output), -1).mean(axis=1)
         metrics["agreement"] = _share_metric(agree)
+        kl = divergence(output, reference.reshape(output.shape), task.kind, task.from_logits)
+        metrics["kl"] = _error_metric(kl, None)
     if label is not None:
         truth = true_decisions(np.asarray(label), output, decisions.shape, task)
         right = (decisions == truth) & valid
         drop = None if reference is None else _accuracy_drop(right, (other == truth) & other_valid)
         per_sample["accuracy"] = right.reshape(len(output), -1).mean(axis=1)
         metrics = {"accuracy": _share_metric(per_sample["accuracy"], drop), **metrics}
+        own = estimate_classes(output, decisions, truth, task.kind, valid)
+        others = {}
+        if reference is not None:
+            others = estimate_classes(reference.reshape(output.shape), other, truth, task.kind, other_valid)
+        metrics |= {name: as_metric(estimate, others.get(name)) for name, estimate in own.items()}
     return Quality(metrics, per_sample, {"decisions": np.where(valid, decisions, -1)})
 
 

@@ -247,5 +247,9 @@ class BenchmarkReport(Record):
         """Return header and rows of a table, one row per file and setting; `-` is not measured."""
         return tables.HEADER, [row for result in self.results for row in tables.format_rows(result)]
 
+    def metric_rows(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and rows of a table with every metric of every file."""
+        return tables.METRIC_HEADER, [row for result in self.results for row in tables.format_metrics(result)]
+
     def _repr_html_(self) -> str:
         return tables.format_html(*self.rows(), self.warnings)

@@ -83,6 +83,25 @@ def format_rows(result: results.FileResult) -> list[list[str]]:
     return rows
 
 
+METRIC_HEADER = ["file", "metric", "value", "95 %", "drop", "95 % of it"]
+
+
+def format_metrics(result: results.FileResult) -> list[list[str]]:
+    """Return one row for each metric of `result`."""
+    rows = []
+    for name, metric in (result.quality or {}).items():
+        change = metric.drop
+        cells = [metric.value, metric.ci95, change and change.value, change and change.ci95]
+        rows.append([result.file, name, *(_plain(cell) for cell in cells)])
+    return rows
+
+
+def _plain(cell: float | tuple[float, float] | None) -> str:
+    if cell is None:
+        return MISSING
+    return f"{format_error(cell[0])} to {format_error(cell[1])}" if isinstance(cell, tuple) else format_error(cell)
+
+
 def format_html(header: list[str], rows: list[list[str]], warnings: list[str]) -> str:
     """Return a table and the warnings as HTML that needs nothing else."""
     cell = '<td style="text-align:{}">{}</td>'

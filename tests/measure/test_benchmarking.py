@@ -54,7 +54,7 @@ def test_whole_benchmark(make_dense_onnx, make_dense_tflite, split):
         report = benchmark_files(files, split, tasks=["classification"], processes=1, pairs=30)
     assert recorder.done == recorder.total == 3 + 3 + 2 + 3 + 3
     base, other, lite = report.results
-    assert base.quality.keys() == {"accuracy"}
+    assert base.quality.keys() == {"accuracy", "precision", "recall", "f1", "roc_auc"}
     assert base.quality["accuracy"].value == 1
     assert (other.quality["accuracy"].drop.lost, other.quality["accuracy"].drop.gained) == (10, 0)
     assert other.quality["agreement"].value == pytest.approx(2 / 3)

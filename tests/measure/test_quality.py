@@ -21,7 +21,7 @@ def test_accuracy_takes_class_numbers_and_one_hot(labels):
     assert (metric.value, metric.n, metric.higher_is_better, metric.drop) == (0.75, 4, True, None)
     assert metric.ci95 == wilson_interval(3, 4)
     assert found.per_sample["accuracy"].tolist() == [1, 1, 0, 1]
-    assert set(found.metrics) == {"accuracy"}
+    assert set(found.metrics) == {"accuracy", "precision", "recall", "f1", "roc_auc"}
 
 
 def test_drop_counts_discordant_samples():
@@ -45,7 +45,7 @@ def test_a_gain_is_a_negative_drop():
 
 def test_without_labels_there_is_agreement_only():
     found = evaluate_outputs([SCORES], None, ["classification"], [SCORES])
-    assert set(found.metrics) == {"agreement", "max_abs_diff", "mean_abs_diff"}
+    assert set(found.metrics) == {"agreement", "kl", "max_abs_diff", "mean_abs_diff"}
     assert found.metrics["agreement"].value == 1
     assert found.metrics["max_abs_diff"].value == 0
     assert found.per_sample == {}
@@ -107,7 +107,7 @@ def test_regression_errors_and_their_rise():
 def test_several_outputs_are_named():
     tasks = [SimpleNamespace(kind="classification", name="kind"), "regression"]
     metrics = evaluate_outputs([SCORES, np.ones((4, 1))], [np.array([0, 1, 1, 1]), None], tasks).metrics
-    assert set(metrics) == {"kind.accuracy"}
+    assert set(metrics) == {f"kind.{name}" for name in ("accuracy", "precision", "recall", "f1", "roc_auc")}
     metrics = evaluate_outputs([SCORES, np.ones((4, 1))], [None, np.ones(4)], tasks).metrics
     assert set(metrics) == {"output_1.mse", "output_1.mae"}
 
