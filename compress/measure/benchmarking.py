@@ -28,6 +28,7 @@ from compress.measure.latency import measure_latency
 from compress.measure.own_metrics import MetricFunction, evaluate_function
 from compress.measure.quality import Quality, as_output_kind, evaluate_outputs
 from compress.measure.results import (
+    NOT_ASKED,
     BenchmarkReport,
     Energy,
     FileResult,
@@ -49,7 +50,6 @@ PathLike = str | Path
 
 _BATCH_SIZE = 64
 _RANDOM_SAMPLES = 64
-_NOT_ASKED = "not asked for"
 
 
 def benchmark_files(
@@ -288,10 +288,10 @@ class _Bench:
         version = environment.installed_versions([package]).get(package)
         reasons = {
             "quality": None if quality is not None else "there are no data",
-            "startup": None if memory_asked else _NOT_ASKED,
-            "memory": None if memory_asked else _NOT_ASKED,
-            "latency": None if latency_asked else _NOT_ASKED,
-            "energy": None if self.energy else _NOT_ASKED,
+            "startup": None if memory_asked else NOT_ASKED,
+            "memory": None if memory_asked else NOT_ASKED,
+            "latency": None if latency_asked else NOT_ASKED,
+            "energy": None if self.energy else NOT_ASKED,
             **{f"latency.{device}": reason for device, reason in missing.items()},
         }
         return FileResult(

@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from compress.measure import tables
 
+NOT_ASKED = "not asked for"
+"""The reason for what nobody wanted to know."""
+
 Interval = tuple[float, float]
 Count = Annotated[int, Field(ge=0)]
 
