@@ -62,6 +62,7 @@ ALLOWED = {
     "recipe_library": {*_BASE, "recipe", "passes"},
     "plan": {*_BASE, "recipe", "data", "models"},
     "manifest": {*_BASE, "deploy", "measure", "gate"},
+    "report": {*_BASE, "manifest", "measure", "report"},
     "run_directory": {*_BASE, "manifest"},
     "run_result": {*_BASE, "manifest", "gate", "measure", "plan"},
     "schemas": {*_BASE, "recipe"},
@@ -69,7 +70,7 @@ ALLOWED = {
     "preparation": {*_TECHNIQUE, "passes", "recipe"},
     "runner": _BELOW_RUNNER,
     "quickstart": _BELOW_RUNNER,
-    "cli": {*_BELOW_RUNNER, "runner", "quickstart", "checking", "schemas", "cli"},
+    "cli": {*_BELOW_RUNNER, "runner", "quickstart", "checking", "report", "schemas", "cli"},
 }
 
 
