@@ -74,7 +74,9 @@ def fit(model: Any, arrays: Arrays, epochs: int, rate: float, seed: int, teacher
     schedule = keras.optimizers.schedules.CosineDecay(rate, -(-len(arrays.y_train) // BATCH_SIZE) * epochs)
     model.compile(keras.optimizers.Adam(schedule), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     if teacher is not None:  # all epochs as one, so that each sees other images
-        x = np.concatenate([augmented(arrays.x_train, each) for each in seeds])
+        x = np.empty((epochs * len(arrays.x_train), *arrays.x_train.shape[1:]), arrays.x_train.dtype)
+        for place, each in enumerate(seeds):
+            x[place * len(arrays.x_train) :][: len(arrays.x_train)] = augmented(arrays.x_train, each)
         training = Training(epochs=1, batch_size=BATCH_SIZE, learning_rate=rate)
         compress.distill(model, teacher, compress.as_data((x, np.tile(arrays.y_train, epochs))), training=training)
         return
@@ -90,6 +92,21 @@ def accuracy(model: Any, arrays: Arrays) -> float:
 def plain_l1(weight: Any, rows: np.ndarray, gradients: Any) -> np.ndarray | None:
     """Score as Li et al. 2016 (arXiv:1608.08710) do: the filter that makes the channel, and nothing else."""
     return np.abs(rows).sum(axis=1) if weight.role == "makes" and len(weight.variable.shape) > 1 else None
+
+
+def choose_options(variant: str, arguments: argparse.Namespace, arrays: Arrays) -> dict[str, Any]:
+    """Return how a variant is pruned."""
+    if variant == "half_plain_l1":
+        # Its own ranking takes so much from the wide streams that multiples of 4 do not land near the target.
+        return {"importance": plain_l1, "normalize": False, "ranking": "global", "multiple_of": 1}
+    options = {
+        "importance": arguments.importance,
+        "ranking": arguments.ranking,
+        "multiple_of": arguments.multiple_of,
+    }
+    if arguments.importance in ("taylor", "hessian", "activation"):
+        options["data"] = (arrays.x_train[:1024], arrays.y_train[:1024])
+    return options
 
 
 def run_seed(seed: int, arguments: argparse.Namespace) -> None:
@@ -113,26 +130,26 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
         net.save(file)
     net = keras.saving.load_model(file, compile=False)
     whole = CostModel(find_channel_groups(net), "macs").measure(())
-    rows = [{"seed": seed, "variant": "float", "macs": 1.0, "accuracy_percent": accuracy(net, arrays)}]
+    path = arguments.work / f"channels-cifar-{seed}.json"
+    rows = json.loads(path.read_text()) if arguments.reuse and path.exists() else []
+    done = {row["variant"] for row in rows}
+    if "float" not in done:
+        rows.append({"seed": seed, "variant": "float", "macs": 1.0, "accuracy_percent": accuracy(net, arrays)})
 
     def note(variant: str, model: Any, start: float, before: float | None) -> None:
         macs = CostModel(find_channel_groups(model), "macs").measure(()) / whole
         row = {"seed": seed, "variant": variant, "macs": round(macs, 4), "parameters": model.count_params()}
         row |= {"accuracy_before_training_percent": before, "accuracy_percent": accuracy(model, arrays)}
         rows.append(row)
+        path.write_text(json.dumps(rows))
         print(f"{row} {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
     for variant in VARIANTS:
+        if variant in done:
+            continue
         start = time.perf_counter()
         left = 0.5 if variant.startswith("half") else 0.25
-        options: dict[str, Any] = {"multiple_of": arguments.multiple_of}
-        if variant == "half_plain_l1":
-            # Its own ranking takes so much from the wide streams that multiples of 4 do not land near the target.
-            options |= {"importance": plain_l1, "normalize": False, "ranking": "global", "multiple_of": 1}
-        else:
-            options |= {"importance": arguments.importance, "ranking": arguments.ranking}
-        if arguments.importance in ("taylor", "hessian", "activation") and "plain" not in variant:
-            options["data"] = (arrays.x_train[:1024], arrays.y_train[:1024])
+        options = choose_options(variant, arguments, arrays)
         net.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         narrow = compress.prune_channels(net, target={"macs": left}, **options).model
         if variant == "quarter_scratch":
@@ -146,7 +163,6 @@ def run_seed(seed: int, arguments: argparse.Namespace) -> None:
         teacher = net if variant == "quarter_distilled" else None
         fit(narrow, arrays, arguments.tuning_epochs, RATE, seed, teacher)
         note(variant, narrow, start, before)
-    (arguments.work / f"channels-cifar-{seed}.json").write_text(json.dumps(rows))
 
 
 def difference(rows: list[dict[str, Any]], first: str, second: str) -> dict[str, Any]:
@@ -176,7 +192,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ranking", default="local", choices=["local", "global"], help="of our variants")
     parser.add_argument("--multiple-of", type=int, default=4, help="to which widths are rounded (default: 4)")
     parser.add_argument("--processes", type=int, default=2, help="seeds at the same time (default: 2)")
-    parser.add_argument("--reuse", action="store_true", help="keep the rows of seeds that are in --work")
+    parser.add_argument("--reuse", action="store_true", help="keep the rows that an earlier run left in --work")
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)  # the child process of one seed
     return parser.parse_args()
 
@@ -189,8 +205,6 @@ def main() -> None:
         return
 
     def start(seed: int) -> None:
-        if arguments.reuse and (arguments.work / f"channels-cifar-{seed}.json").exists():
-            return
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--seed", str(seed)], check=True)
 
     with ThreadPoolExecutor(arguments.processes) as pool:

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from compress.data.split import Arrays, Split, flatten_arrays, map_arrays
-from compress.deploy.formats import detect_format as detect_format
+from compress.deploy.formats import detect_format
 from compress.deploy.records import TensorInfo
-from compress.errors import DataError, ModelError, SetupError
+from compress.errors import DataError, SetupError
 
 Grid = tuple[float, int]
 """The scale and the zero point of a quantized tensor: its integers `q` stand for `scale * (q - zero_point)`."""
