@@ -29,7 +29,7 @@ from reporting import describe_machine, write_results
 
 from compress.deploy.runtimes import open_runtime
 from compress.gate.budgets import Budget, LatencyBudget
-from compress.gate.verdicts import judge
+from compress.gate.judging import judge
 from compress.measure.benchmarking import benchmark_files
 from compress.measure.statistics import wilson_interval
 
@@ -139,7 +139,7 @@ def main() -> None:
     for process in load:
         process.terminate()
     report = {
-        "command": f"python benchmarks/latency_gate.py --trials {arguments.trials}",
+        "command": f"python benchmarks/latency_gate.py --trials {arguments.trials} --load {arguments.load}",
         "goal": GOAL,
         "settings": {"limit": LIMIT, "processes": arguments.processes, "load": arguments.load},
         "machine": describe_machine(),

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from compress.data.references import DataOptions
-from compress.deploy.runtimes import detect_format
+from compress.deploy.formats import detect_format
 from compress.errors import ModelError, RecipeError, UsageError
+from compress.gate.baseline import DEFAULT_PATH, load_baseline
 from compress.gate.budgets import BudgetFile
-from compress.gate.verdicts import Verdict, judge
+from compress.gate.evidence import Evidence
+from compress.gate.judging import judge
+from compress.gate.verdicts import Verdict, overall
 from compress.manifest import FILE_NAME
 from compress.measure.results import BenchmarkReport, FileResult, Record
 from compress.measure.size import measure_size
 from compress.plan import FINAL_MODEL, INPUT, baseline_files, export_files
 from compress.recipe import load_recipe, validate_document
-from compress.strict_yaml import read_yaml
+from compress.strict_yaml import Document, read_yaml
+
+if TYPE_CHECKING:
+    from compress.measure.quality import Quality
 
 
 class CheckReport(Record):
     """The verdicts of a check and the measurements behind them."""
 
     schema_: Literal["bmcompress/check/v1"] = Field("bmcompress/check/v1", alias="schema")
+    verdict: Literal["pass", "fail", "inconclusive"]
+    """The worst of the verdicts; warnings and what was skipped count as passed."""
+    budget_file: str
+    """The file whose lines the verdicts name."""
+    baseline: str | None
+    """The baseline that was compared with, or nothing where there is none."""
     verdicts: list[Verdict]
     benchmark: BenchmarkReport | None
     """What was measured, or nothing where only sizes were asked for."""
@@ -33,41 +46,156 @@ class CheckReport(Record):
         return self.model_dump(mode="json", by_alias=True)
 
 
-def check_budgets(target: str | Path, *, size_only: bool = False, allow_imports: tuple[str, ...] = ()) -> CheckReport:
+@dataclass(frozen=True)
+class Target:
+    """What is to be checked.
+
+    Args:
+        budgets: with absolute paths.
+        document: the file that holds the budgets, with its lines.
+        baseline_path: where the baseline is, or would be.
+        baseline_expected: whether somebody named it.
+    """
+
+    budgets: BudgetFile
+    document: Document
+    baseline_path: Path | None
+    baseline_expected: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of the artifacts, by their names.
+
+    Args:
+        results: of each.
+        report: the benchmark that they come from.
+        qualities: sample by sample.
+    """
+
+    results: dict[str, FileResult]
+    report: BenchmarkReport
+    qualities: dict[str, Quality]
+
+
+def check_budgets(
+    target: str | Path,
+    *,
+    baseline: str | Path | None = None,
+    require_baseline: bool = False,
+    size_only: bool = False,
+    allow_imports: tuple[str, ...] = (),
+) -> CheckReport:
     """Return the verdict on every budget that `target` sets.
 
     Args:
         target: a budget file, or a run directory.
+        baseline: the file with the baseline; the one that the budget file names by default.
+        require_baseline: whether limits that need a baseline fail where there is none; they are skipped otherwise.
         size_only: judge only bytes and weights; no model is executed and no data are read.
         allow_imports: top-level packages that models and data may import.
 
     Raises:
-        RecipeError: the budget file is invalid, or the run has no budgets.
+        RecipeError: the budget file or the baseline is invalid, or the run has no budgets.
         ModelError: an artifact is missing or broken.
     """
+    found = open_target(target, baseline)
+    kept = load_baseline(found.baseline_path) if found.baseline_path else None
+    if kept is None and baseline is not None:
+        raise RecipeError(f"there is no baseline. Received: {baseline}", "`bmcompress baseline update` writes one.")
+    budgets = found.budgets
+    evidence = Evidence(
+        baseline=kept,
+        baseline_expected=found.baseline_expected or require_baseline,
+        has_reference=budgets.reference is not None,
+        absent="fail" if require_baseline else "skipped",
+    )
+    report = None
+    if size_only:
+        results = {name: _size_of(file) for name, file in budgets.artifacts.items()}
+        verdicts = judge(budgets.budgets, results, evidence, size_only=True)
+    else:
+        measured = measure_artifacts(budgets, allow_imports)
+        verdicts = judge(budgets.budgets, measured.results, evidence_of(measured, evidence))
+        report = measured.report.with_short_names()
+    return CheckReport(
+        verdict=overall(verdicts),
+        budget_file=found.document.source,
+        baseline=str(found.baseline_path) if kept is not None else None,
+        verdicts=[v.model_copy(update={"line": found.document.line_of(v.place)}) for v in verdicts],
+        benchmark=report,
+    )
+
+
+def open_target(target: str | Path, baseline: str | Path | None = None) -> Target:
+    """Return the budgets that `target` sets; every artifact of theirs exists.
+
+    Args:
+        target: a budget file, or a run directory.
+        baseline: the file with the baseline; the one that the budget file names by default.
+
+    Raises:
+        RecipeError: the budget file is invalid, or the run has no budgets.
+        ModelError: an artifact is missing.
+    """
     path = Path(target).expanduser()
-    budgets = _budgets_of_run(path) if path.is_dir() else load_budget_file(path)
+    default = None
+    if path.is_dir():
+        budgets, document = _budgets_of_run(path)
+    else:
+        document = read_yaml(path)
+        folder = path.resolve().parent
+        budgets, default = validate_document(document, BudgetFile).resolve(folder), folder / DEFAULT_PATH
     for name, file in budgets.artifacts.items():
         if not Path(file).exists():
             raise ModelError(
                 f"the artifact `{name}` is missing. Received: {file}", "Export it first, or correct the path."
             )
-    if size_only:
-        results = {name: _size_of(file) for name, file in budgets.artifacts.items()}
-        return CheckReport(verdicts=judge(budgets.budgets, results, size_only=True), benchmark=None)
-    report = _measure(budgets, allow_imports)
-    measured = {result.file: result for result in report.results}
-    results = {name: measured[file] for name, file in budgets.artifacts.items()}
-    return CheckReport(verdicts=judge(budgets.budgets, results), benchmark=report.with_short_names())
+    named = baseline or budgets.baseline
+    return Target(budgets, document, Path(named).expanduser() if named else default, named is not None)
 
 
-def load_budget_file(path: Path) -> BudgetFile:
-    """Return a validated budget file whose paths are absolute."""
-    document = read_yaml(path)
-    return validate_document(document, BudgetFile).resolve(path.resolve().parent)
+def measure_artifacts(budgets: BudgetFile, allow_imports: tuple[str, ...] = ()) -> Measured:
+    """Return whatever the budgets need to know of their artifacts."""
+    from compress.data.loading import load_data
+    from compress.measure.benchmarking import benchmark_files
+    from compress.measure.own_metrics import find_metrics
+
+    needs_data = any(budget.needs_outputs for budget in budgets.budgets)
+    data = load_data(budgets.data, allow_imports=allow_imports, needs=("test",)) if needs_data else None
+    timed = {budgets.artifacts[budget.artifact] for budget in budgets.budgets if budget.latency}
+    qualities: dict[str, Quality] = {}
+    report = benchmark_files(
+        list(budgets.artifacts.values()),
+        data.require("test", "a quality budget") if data else None,
+        reference=budgets.reference or next(iter(budgets.artifacts.values())),
+        references={budgets.artifacts[name]: file for name, file in budgets.references.items()},
+        metrics=find_metrics(budgets.metrics, allow_imports),
+        latency=bool(timed),
+        untimed=[file for file in budgets.artifacts.values() if file not in timed],
+        memory=False,
+        allow_imports=allow_imports,
+        on_quality=qualities.__setitem__,
+    )
+    by_file = {result.file: result for result in report.results}
+    return Measured(
+        {name: by_file[file] for name, file in budgets.artifacts.items()},
+        report,
+        {name: qualities[file] for name, file in budgets.artifacts.items() if file in qualities},
+    )
 
 
-def _budgets_of_run(directory: Path) -> BudgetFile:
+def evidence_of(measured: Measured, about: Evidence) -> Evidence:
+    """Return `about` with what was measured."""
+    return replace(
+        about,
+        qualities=measured.qualities,
+        data=measured.report.data,
+        fingerprint_id=measured.report.environment.fingerprint_id,
+    )
+
+
+def _budgets_of_run(directory: Path) -> tuple[BudgetFile, Document]:
     if not (directory / FILE_NAME).exists():
         raise UsageError(
             f"expected a budget file or the directory of a run. Received: {directory}, which holds no {FILE_NAME}"
@@ -80,32 +208,14 @@ def _budgets_of_run(directory: Path) -> BudgetFile:
     files = {**export_files(recipe), "keras": FINAL_MODEL}
     wanted = {budget.artifact for budget in recipe.budgets}
     baselines = {kind: name for kind, name in baseline_files(recipe).items() if kind in wanted}
-    return BudgetFile(
+    budgets = BudgetFile(
         artifacts={kind: str(directory / name) for kind, name in files.items() if kind in wanted},
         reference=str(directory / f"{INPUT}.keras"),
         references={kind: str(directory / name) for kind, name in baselines.items()},
         data=DataOptions(test=recipe.data.test) if recipe.data.test else DataOptions(),
         budgets=recipe.budgets,
-    ).resolve(Path.cwd())
-
-
-def _measure(budgets: BudgetFile, allow_imports: tuple[str, ...]) -> BenchmarkReport:
-    from compress.data.loading import load_data
-    from compress.measure.benchmarking import benchmark_files
-
-    quality = any(budget.metrics() for budget in budgets.budgets)
-    data = load_data(budgets.data, allow_imports=allow_imports, needs=("test",)) if quality else None
-    reference = budgets.reference or next(iter(budgets.artifacts.values()))
-    return benchmark_files(
-        list(budgets.artifacts.values()),
-        data.require("test", "a quality budget") if data else None,
-        reference=reference,
-        references={budgets.artifacts[name]: file for name, file in budgets.references.items()},
-        tasks="infer",
-        latency=any(budget.latency for budget in budgets.budgets),
-        memory=False,
-        allow_imports=allow_imports,
     )
+    return budgets.resolve(Path.cwd()), read_yaml(directory / "recipe.yaml")
 
 
 def _size_of(file: str) -> FileResult:

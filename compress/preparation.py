@@ -79,9 +79,7 @@ def _load_splits(recipe: Recipe, allow_imports: tuple[str, ...]) -> Data:
     for name, step in required.items():
         data.require(name, f"the pass {step!r}")
     judged = [f"`max_drop` of the pass {item.id!r}" for item in recipe.passes if item.max_drop is not None]
-    judged += [
-        f"the budget of {budget.artifact!r}" for budget in recipe.budgets if set(budget.metrics()) - {"agreement"}
-    ]
+    judged += [f"the budget of {budget.artifact!r}" for budget in recipe.budgets if budget.needs_labels]
     for why in judged:
         if not data.require("test", why).has_labels:
             raise DataError(f"{why} needs labels, and the test split has none.", "Give the test split its labels.")

@@ -108,6 +108,8 @@ class Recipe(Options):
                 raise ValueError(
                     f"a budget names the artifact `{budget.artifact}`, which is not exported; exports: {formats}"
                 )
+            if budget.metrics:
+                raise ValueError("metrics of your own are judged by `bmcompress check` with a budget file alone")
         return self
 
     def digest(self) -> str:

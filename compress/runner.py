@@ -25,7 +25,8 @@ from compress.deploy.exporting import export_models
 from compress.deploy.records import ExportRecord
 from compress.errors import BmcompressError, PassError
 from compress.files import atomic_path, sha256_of
-from compress.gate.verdicts import judge, raise_for_verdicts
+from compress.gate.judging import judge
+from compress.gate.verdicts import raise_for_verdicts
 from compress.manifest import FileDigest, Manifest, StepRecord
 from compress.measure.benchmarking import benchmark_files
 from compress.measure.in_process import measure_model

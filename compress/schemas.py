@@ -14,6 +14,7 @@ PUBLISHED = {
     "benchmark": "compress.measure.results:BenchmarkReport",
     "compare": "compress.measure.comparison:Comparison",
     "check": "compress.checking:CheckReport",
+    "baseline": "compress.gate.baseline:Baseline",
     "inspect": "compress.models.inspection:ModelSummary",
 }
 

@@ -13,7 +13,7 @@ import compress
 
 PACKAGE = Path(compress.__file__).parent
 
-_BASE = {"errors", "options", "progress", "files", "worker", "strict_yaml", ""}
+_BASE = {"errors", "options", "progress", "files", "worker", "strict_yaml", "text", ""}
 _MODELS = {*_BASE, "models", "data"}
 _TECHNIQUE = {*_MODELS, "training"}
 _BELOW_RUNNER = {
@@ -27,6 +27,7 @@ ALLOWED = {
     "progress": set(),
     "options": set(),
     "strict_yaml": {"errors"},
+    "text": set(),
     "files": {"errors"},
     "worker": {"errors", "progress"},
     "data": {*_BASE, "data"},
@@ -43,7 +44,7 @@ ALLOWED = {
     "distillation": _TECHNIQUE,
     "deploy": {*_MODELS, "quantization", "deploy"},
     "measure": {*_MODELS, "deploy", "measure"},
-    "gate": {*_MODELS, "measure", "gate"},
+    "gate": {*_BASE, "data", "measure", "gate"},
     "passes": {
         *_TECHNIQUE,
         "pruning",
@@ -67,10 +68,11 @@ ALLOWED = {
     "run_result": {*_BASE, "manifest", "gate", "measure", "plan"},
     "schemas": {*_BASE, "recipe"},
     "checking": {*_BELOW_RUNNER},
+    "rebaselining": {*_BASE, "gate", "checking"},
     "preparation": {*_TECHNIQUE, "passes", "recipe"},
     "runner": _BELOW_RUNNER,
     "quickstart": _BELOW_RUNNER,
-    "cli": {*_BELOW_RUNNER, "runner", "quickstart", "checking", "report", "schemas", "cli"},
+    "cli": {*_BELOW_RUNNER, "runner", "quickstart", "checking", "rebaselining", "report", "schemas", "cli"},
 }
 
 

@@ -38,6 +38,7 @@ app.command("sensitivity")(sensitivity.sensitivity)
 app.command("inspect")(files.inspect)
 app.command("check")(gate.check)
 app.command("report")(report.report)
+app.add_typer(gate.baseline_app, name="baseline")
 app.add_typer(recipes.recipe_app, name="recipe")
 
 

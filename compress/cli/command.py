@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from compress.cli.terminal import make_progress, print_error, say
-from compress.errors import BmcompressError
+from compress.errors import BmcompressError, BudgetError, InconclusiveError
 from compress.progress import Sink, show_progress
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document on stdout.")]
@@ -122,7 +122,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                     function(**arguments)
             sys.stdout.flush()
         except BmcompressError as error:
-            print_error(error, as_json)
+            told = isinstance(error, (BudgetError, InconclusiveError))  # by the report, which is the one document
+            print_error(error, as_json and not told)
             raise typer.Exit(error.exit_code) from None
         except _Stopped as stop:
             say("stopped; what is finished is kept: run the same command again to go on")

@@ -38,8 +38,9 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare two model files: the error of each layer, the first layer where they part, and decisions that change."""
-    from compress.cli.terminal import print_json, print_table, printable, say
+    from compress.cli.terminal import print_json, print_table, say
     from compress.measure.comparing import compare_models
+    from compress.text import printable
 
     packages = tuple(allow_import or ())
     split = load_test_split(data, rescale, take, skip, packages)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,8 +36,9 @@ def inspect(
         _show_groups(model, tuple(allow_import or ()), json_output)
         return
     from compress.cli.tables import inspection_rows, inspection_totals
-    from compress.cli.terminal import print_json, print_table, printable
+    from compress.cli.terminal import print_json, print_table
     from compress.models.inspection import inspect_model
+    from compress.text import printable
 
     summary = inspect_model(model, include=tuple(include or ("*",)), exclude=tuple(exclude or ()))
     if json_output:
@@ -51,7 +52,8 @@ def inspect(
 def _show_xnnpack(path: str, packages: tuple[str, ...], json_output: bool) -> None:
     from dataclasses import asdict
 
-    from compress.cli.terminal import print_json, print_table, printable, say
+    from compress.cli.terminal import print_json, print_table, say
+    from compress.text import printable
 
     say("loading TensorFlow ...")
     from compress.models.opening import load_model
@@ -67,7 +69,8 @@ def _show_xnnpack(path: str, packages: tuple[str, ...], json_output: bool) -> No
 
 
 def _show_groups(path: str, packages: tuple[str, ...], json_output: bool) -> None:
-    from compress.cli.terminal import print_json, print_table, printable, say
+    from compress.cli.terminal import print_json, print_table, say
+    from compress.text import printable
 
     say("loading TensorFlow ...")
     from compress.channels.groups import find_channel_groups
@@ -193,6 +196,7 @@ def benchmark(
     """Measure accuracy, agreement, size, memory and latency of files in the runtimes that execute them."""
     from compress.cli.terminal import print_json, print_table, say
     from compress.measure.benchmarking import benchmark_files
+    from compress.measure.own_metrics import find_metrics
 
     packages = tuple(allow_import or ())
     report = benchmark_files(
@@ -203,7 +207,7 @@ def benchmark(
         batch=_counts(batch, "--batch"),
         devices=[each.strip() for each in device.split(",")],
         energy=energy,
-        metrics=_own_metrics(metric or [], packages),
+        metrics=find_metrics({each.rpartition(":")[2]: each for each in metric or ()}, packages),
         processes=processes,
         allow_imports=packages,
     ).with_short_names()
@@ -225,17 +229,6 @@ def benchmark(
             say(f"energy of {result.file}: {told}")
     for warning in report.warnings:
         say(f"note: {warning}")
-
-
-def _own_metrics(references: list[str], packages: tuple[str, ...]) -> dict[str, Any]:
-    """Return the functions that `module:function` names, by the names of the functions."""
-    if not references:
-        return {}
-    from compress.data.factories import check_allowed, find_function
-
-    for each in references:
-        check_allowed(each, packages)
-    return {each.rpartition(":")[2]: find_function(each) for each in references}
 
 
 def _counts(text: str, option: str) -> list[int]:
@@ -263,9 +256,10 @@ def profile(
     quiet: Quiet = False,
 ) -> None:
     """Show the time of each operator of an exported file, and the Keras layer that it comes from."""
-    from compress.cli.terminal import print_json, print_table, printable
+    from compress.cli.terminal import print_json, print_table
     from compress.errors import UsageError
     from compress.measure.profiling import profile_file
+    from compress.text import printable
 
     if by not in ("operator", "layer", "type"):
         raise UsageError(f"expected --by to be operator, layer or type. Received: {by}")

@@ -16,8 +16,8 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write one self-contained HTML file about one or more runs."""
-    from compress.cli.terminal import printable
     from compress.report.page import write_report
+    from compress.text import printable
 
     path = write_report(runs, output)
     print(printable(f"{path}: {path.stat().st_size:,} bytes"))

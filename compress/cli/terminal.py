@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from compress.errors import BmcompressError
+from compress.text import printable, without_commands
 
 
 def say(text: str) -> None:
     """Print one line on stderr, without control characters that a model file may have smuggled in."""
-    print(printable(text), file=sys.stderr, flush=True)
+    print(_for_log(printable(text)), file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:
@@ -31,11 +32,6 @@ def print_error(error: BmcompressError, as_json: bool) -> None:
         say(f"error: {line}")
     if error.help:
         say(f"  help: {error.help}")
-
-
-def printable(text: str) -> str:
-    """Return `text` with control characters escaped; names in model files are anybody's words."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
@@ -60,7 +56,11 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
     numbers = _number_columns(rows) or [False] * len(header)
     for line in [header, *rows]:
         cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, numbers, strict=True)]
-        print("  ".join(cells).rstrip())
+        print(_for_log("  ".join(cells).rstrip()))
+
+
+def _for_log(text: str) -> str:
+    return without_commands(text) if os.environ.get("GITHUB_ACTIONS") == "true" else text
 
 
 def _number_columns(rows: Sequence[Sequence[str]]) -> list[bool]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from compress.data.factories import check_allowed, find_function
 from compress.data.split import flatten_arrays
 from compress.errors import DataError
 from compress.measure import statistics
@@ -17,6 +18,22 @@ MetricFunction = Callable[[list[np.ndarray], list[np.ndarray]], Any]
 or `(samples,)`, one for each. Higher is better, unless the function has the attribute `higher_is_better = False`."""
 
 _BLOCKS = 20
+
+
+def find_metrics(references: Mapping[str, str], allow_imports: Sequence[str]) -> dict[str, MetricFunction]:
+    """Return the functions that `module:function` names, by metric.
+
+    Args:
+        references: by the name of the metric.
+        allow_imports: packages whose code may run.
+
+    Raises:
+        UsageError: a package is not allowed.
+        DataError: there is no such function.
+    """
+    for reference in references.values():
+        check_allowed(reference, tuple(allow_imports))
+    return {name: find_function(reference) for name, reference in references.items()}
 
 
 def evaluate_function(

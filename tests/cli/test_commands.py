@@ -234,7 +234,7 @@ def test_recipe_commands(invoke, tmp_path):
     assert set(listed["passes"]) == {
         "cluster", "distill", "factorize", "finetune", "prune", "prune_blocks", "prune_channels", "ptq", "qat"
     }  # fmt: skip
-    for name in ("recipe", "budget", "benchmark", "manifest", "check", "inspect", "compare"):
+    for name in ("recipe", "budget", "benchmark", "manifest", "check", "baseline", "inspect", "compare"):
         assert json.loads(invoke("recipe", "schema", "--of", name).stdout)["$schema"]
     bad = tmp_path / "bad.yaml"
     bad.write_text("schema: bmcompress/recipe/v1\nname: x\nmodel: {path: m.keras}\npasses: [{type: prun}]\n")

@@ -6,7 +6,8 @@ import pytest
 
 from compress.errors import BudgetError, InconclusiveError
 from compress.gate.budgets import Budget
-from compress.gate.verdicts import judge, raise_for_verdicts
+from compress.gate.judging import judge
+from compress.gate.verdicts import raise_for_verdicts
 from compress.measure.quality import evaluate_outputs
 from compress.measure.results import FileResult, FileSize, Latency
 
@@ -129,3 +130,71 @@ def test_exit_codes():
     with pytest.raises(InconclusiveError) as inconclusive:
         raise_for_verdicts(unsure, strict=True)
     assert inconclusive.value.exit_code == 7
+
+
+def evidence(before: FileResult, quality_before, quality_now, **options):
+    """Return evidence with a baseline of `before`, on the same samples as now."""
+    from compress.gate.baseline import Baseline, Machine, _artifact
+    from compress.gate.evidence import Evidence
+    from compress.measure.results import SplitSummary
+
+    data = SplitSummary(name="test", samples=100, labelled=True, digest="d")
+    kept = Baseline(
+        created="now", tool="0", machine=Machine(fingerprint_id="fp1:a", cpu="cpu", cores=2), data=data,
+        artifacts={"tflite": _artifact(before, quality_before)},
+    )  # fmt: skip
+    return Evidence(baseline=kept, has_reference=False, qualities={"tflite": quality_now}, data=data, **options)
+
+
+def regression(errors):
+    import numpy as np
+
+    return evaluate_outputs([np.asarray(errors, float)[:, None]], [np.zeros((len(errors), 1))], ["regression"])
+
+
+def test_errors_are_paired_with_the_baseline():
+    """Each sample is worse by 0.01 of errors between 1 and 2: seen in pairs, lost in the scatter otherwise."""
+    import numpy as np
+
+    errors = np.linspace(1, 2, 100)
+    before, now = regression(errors), regression(errors + 0.01 * (1 + 0.1 * np.cos(np.arange(100))))
+    old = result(quality=before.metrics)
+    new = result(quality=now.metrics).model_copy(update={"sha256": "1" * 64})
+    about = evidence(old, before, now)
+    for allowed, expected in ((0.011, "pass"), (0.009, "fail")):
+        budget = Budget(artifact="tflite", mae={"max_drop": allowed})
+        (found,) = judge([budget], {"tflite": new}, about)
+        assert (found.limit, found.verdict) == ("mae.max_drop from baseline", expected)
+        assert found.value == pytest.approx(0.01, rel=1e-2)
+    unpaired = Budget(artifact="tflite", mae={"max_drop": 0.02})
+    stranger = about.data.model_copy(update={"digest": "other"})
+    from dataclasses import replace
+
+    (found,) = judge([unpaired], {"tflite": new}, replace(about, data=stranger))
+    assert found.verdict == "inconclusive" and "unpaired" in found.detail
+
+
+def test_what_a_baseline_lacks_fails_in_a_check_and_is_skipped_in_an_update():
+    about = evidence(result(), None, None)
+    budget = Budget(artifact="tflite", max_growth={"macs": 0}, max_flips=0.1)
+    now = result()
+    assert [v.verdict for v in judge([budget], {"tflite": now}, about)] == ["fail", "fail"]  # macs, and no decisions
+    size = now.size.model_copy(update={"macs": 5})
+    (growth, _) = judge([budget], {"tflite": now.model_copy(update={"size": size})}, about)
+    assert growth.verdict == "fail" and "the baseline has no such number" in growth.detail
+    lenient = evidence(result(), None, None, incomplete="skipped")
+    (growth, _) = judge([budget], {"tflite": now.model_copy(update={"size": size})}, lenient)
+    assert growth.verdict == "skipped"
+
+
+def test_only_shares_of_samples_get_the_interval_of_a_share():
+    """An F1 score over 20 samples is no share of them; its own interval is 1.645/1.96 of that at 95 %, one-sided."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 20)
+    answers = np.where(rng.random(20) < 0.2, 1 - labels, labels)
+    metrics = evaluate_outputs([np.eye(2)[answers]], [labels], ["classification"]).metrics
+    (found,) = judge([Budget(artifact="tflite", f1={"min": 0.01})], {"tflite": result(quality=metrics)})
+    low = metrics["f1"].value - (metrics["f1"].value - metrics["f1"].ci95[0]) * 1.6449 / 1.9600
+    assert f"{low:.4f}" in found.detail
