@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -79,7 +80,7 @@ class Measured:
 
 
 def check_budgets(
-    target: str | Path,
+    target: str | Path | Mapping[str, Any],
     *,
     baseline: str | Path | None = None,
     require_baseline: bool = False,
@@ -89,7 +90,7 @@ def check_budgets(
     """Return the verdict on every budget that `target` sets.
 
     Args:
-        target: a budget file, or a run directory.
+        target: a budget file, what such a file says as plain values, or a run directory.
         baseline: the file with the baseline; the one that the budget file names by default.
         require_baseline: whether limits that need a baseline fail where there is none; they are skipped otherwise.
         size_only: judge only bytes and weights; no model is executed and no data are read.
@@ -127,25 +128,26 @@ def check_budgets(
     )
 
 
-def open_target(target: str | Path, baseline: str | Path | None = None) -> Target:
+def open_target(target: str | Path | Mapping[str, Any], baseline: str | Path | None = None) -> Target:
     """Return the budgets that `target` sets; every artifact of theirs exists.
 
     Args:
-        target: a budget file, or a run directory.
+        target: a budget file, what such a file says as plain values, or a run directory.
         baseline: the file with the baseline; the one that the budget file names by default.
 
     Raises:
         RecipeError: the budget file is invalid, or the run has no budgets.
         ModelError: an artifact is missing.
     """
-    path = Path(target).expanduser()
     default = None
-    if path.is_dir():
+    if isinstance(target, Mapping):
+        document = Document(dict(target), "<budget>")
+        budgets = validate_document(document, BudgetFile).resolve(Path.cwd())
+    elif (path := Path(target).expanduser()).is_dir():
         budgets, document = _budgets_of_run(path)
     else:
         document = read_yaml(path)
-        folder = path.resolve().parent
-        budgets, default = validate_document(document, BudgetFile).resolve(folder), folder / DEFAULT_PATH
+        budgets, default = _resolve(document, path), path.resolve().parent / DEFAULT_PATH
     for name, file in budgets.artifacts.items():
         if not Path(file).exists():
             raise ModelError(
@@ -153,6 +155,11 @@ def open_target(target: str | Path, baseline: str | Path | None = None) -> Targe
             )
     named = baseline or budgets.baseline
     return Target(budgets, document, Path(named).expanduser() if named else default, named is not None)
+
+
+def load_budget_file(path: Path) -> BudgetFile:
+    """Return a validated budget file whose paths are absolute."""
+    return _resolve(read_yaml(path), path)
 
 
 def measure_artifacts(budgets: BudgetFile, allow_imports: tuple[str, ...] = ()) -> Measured:
@@ -193,6 +200,10 @@ def evidence_of(measured: Measured, about: Evidence) -> Evidence:
         data=measured.report.data,
         fingerprint_id=measured.report.environment.fingerprint_id,
     )
+
+
+def _resolve(document: Document, path: Path) -> BudgetFile:
+    return validate_document(document, BudgetFile).resolve(path.resolve().parent)
 
 
 def _budgets_of_run(directory: Path) -> tuple[BudgetFile, Document]:

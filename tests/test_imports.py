@@ -68,6 +68,7 @@ ALLOWED = {
     "run_result": {*_BASE, "manifest", "gate", "measure", "plan"},
     "schemas": {*_BASE, "recipe"},
     "checking": {*_BELOW_RUNNER},
+    "pytest_plugin": {*_BASE, "gate", "checking"},
     "rebaselining": {*_BASE, "gate", "checking"},
     "preparation": {*_TECHNIQUE, "passes", "recipe"},
     "runner": _BELOW_RUNNER,

@@ -190,11 +190,11 @@ def make_baseline(
         tool=__version__,
         machine=Machine(fingerprint_id=about.fingerprint_id, cpu=about.cpu, cores=len(about.affinity)),
         data=report.data,
-        artifacts={name: _artifact(result, qualities.get(name)) for name, result in results.items()},
+        artifacts={name: make_artifact(result, qualities.get(name)) for name, result in results.items()},
     )
 
 
-def _artifact(result: FileResult, quality: Quality | None) -> BaselineArtifact:
+def make_artifact(result: FileResult, quality: Quality | None) -> BaselineArtifact:
     decisions, reasons = {}, {}
     for name, values in (quality.decisions if quality else {}).items():
         packed = pack_values(values)

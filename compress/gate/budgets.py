@@ -19,6 +19,9 @@ METRICS = (
 )  # fmt: skip
 """Metrics that a budget may limit by name."""
 
+SIZE_LIMITS = ("file", "gzip", "zstd", "nonzero")
+"""Limits on exact numbers of the file."""
+
 _WITHOUT_LABELS = {"agreement", "kl", "max_abs_diff"}
 
 Level = Literal["error", "warn"]
@@ -135,6 +138,24 @@ class Budget(Options):
         """Return the limits of quality by metric."""
         named = {name: getattr(self, name) for name in METRICS}
         return {name: limits for name, limits in named.items() if limits is not None} | self.metrics
+
+    def places(self) -> list[tuple[str, ...]]:
+        """Return where the limits stand in this entry, such as `("accuracy", "min")`, in the order of a check."""
+        sizes = [(name,) for name in SIZE_LIMITS if getattr(self, name) is not None]
+        growth = [("max_growth", name) for name in (self.max_growth.limits() if self.max_growth else ())]
+        quality = [
+            (*(("metrics",) if name in self.metrics else ()), name, kind)
+            for name, limits in self.quality_limits().items()
+            for kind in ("min", "max", "max_drop")
+            if getattr(limits, kind) is not None
+        ]
+        flips = [("max_flips",)] if self.max_flips is not None else []
+        latency = [("latency", kind) for kind in ("ratio", "p50") if getattr(self.latency, kind, None) is not None]
+        return [*sizes, *growth, *quality, *flips, *latency]
+
+    def needs_execution(self, place: Sequence[str]) -> bool:
+        """Return whether the limit at `place` can be judged only by running the file."""
+        return place[0] not in (*SIZE_LIMITS, "max_growth")
 
     def level_of(self, place: Sequence[str]) -> Level:
         """Return the level of the limit at `place`, such as `("latency", "p50")`."""

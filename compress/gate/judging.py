@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from compress.gate.baseline import SIZES
-from compress.gate.budgets import Budget
+from compress.gate.budgets import SIZE_LIMITS, Budget
 from compress.gate.evidence import Evidence
 from compress.gate.latency_limits import judge_latency
 from compress.gate.quality_limits import judge_quality
@@ -18,13 +18,8 @@ from compress.gate.units import grown
 from compress.gate.verdicts import Line, Verdict
 from compress.measure.results import FileResult
 
-_LIMITED = {
-    "file": "file_bytes",
-    "gzip": "gzip_bytes",
-    "zstd": "zstd_bytes",
-    "nonzero": "nonzero_kernel_weights",
-}
-"""Limits on exact numbers, and the field of each in `FileSize`."""
+_FIELDS = dict(zip(SIZE_LIMITS, ("file_bytes", "gzip_bytes", "zstd_bytes", "nonzero_kernel_weights"), strict=True))
+"""The field of each limit in `FileSize`."""
 
 
 def judge(
@@ -54,7 +49,7 @@ def judge(
 
 
 def _judge_size(budget: Budget, index: int, result: FileResult) -> Iterator[Verdict]:
-    for name, field in _LIMITED.items():
+    for name, field in _FIELDS.items():
         allowed, value = getattr(budget, name), getattr(result.size, field)
         line = Line(budget, index, (name,), name)
         if allowed is None:

@@ -134,14 +134,14 @@ def test_exit_codes():
 
 def evidence(before: FileResult, quality_before, quality_now, **options):
     """Return evidence with a baseline of `before`, on the same samples as now."""
-    from compress.gate.baseline import Baseline, Machine, _artifact
+    from compress.gate.baseline import Baseline, Machine, make_artifact
     from compress.gate.evidence import Evidence
     from compress.measure.results import SplitSummary
 
     data = SplitSummary(name="test", samples=100, labelled=True, digest="d")
     kept = Baseline(
         created="now", tool="0", machine=Machine(fingerprint_id="fp1:a", cpu="cpu", cores=2), data=data,
-        artifacts={"tflite": _artifact(before, quality_before)},
+        artifacts={"tflite": make_artifact(before, quality_before)},
     )  # fmt: skip
     return Evidence(baseline=kept, has_reference=False, qualities={"tflite": quality_now}, data=data, **options)
 
