@@ -1,8 +1,8 @@
 """`bmcompress check`: a known-worse file fails each line, an equal one none; how much of its time is the runtime's.
 
 Verdicts: a net that is 2 points less accurate, takes 20 % longer and is one byte over its limit, and a copy of the good
-one, each judged by the command itself. Overhead: the wall time of `check` on a 1 MB ResNet20 with 10,000 samples, against
-a bare script that imports the runtime, opens the file and runs the same samples in the same batches, in turn.
+one, each judged by the command itself. Overhead: the wall time of `check` on a 1 MB ResNet20 with 10,000 samples,
+against a bare script that imports the runtime, opens the file and runs the same samples in the same batches, in turn.
 
     python benchmarks/check.py
 """

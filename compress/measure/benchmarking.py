@@ -7,7 +7,9 @@ that calls `benchmark_files` opens no model and imports no framework.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
@@ -32,6 +34,7 @@ from compress.measure.results import (
     BenchmarkReport,
     Energy,
     FileResult,
+    FileSize,
     Latency,
     Memory,
     Metric,
@@ -173,10 +176,13 @@ class _Bench:
         total = len(files) + len(timed) * (self.memory + self.latency * settings * self.processes)
         total += (len({self.base, *files}) if data is not None else 0) + self.memory * len(formats)
         with track("benchmark", total=total) as advance:
-            warnings = self._write_inputs(data)
-            quality = self._measure_quality(files, data, advance) if data is not None else dict.fromkeys(files)
+            with _measuring_sizes(files) as pending:
+                warnings = self._write_inputs(data)
+                quality = self._measure_quality(files, data, advance) if data is not None else dict.fromkeys(files)
+                sizes = {file: size.result() for file, size in pending.items()}  # before anything is timed
+            advance(len(files), note="sizes")
             peaks = self._measure_runtimes(timed, advance)
-            results = [self._measure_file(file, quality[file], peaks, advance) for file in files]
+            results = [self._measure_file(file, *sizes[file], quality[file], peaks, advance) for file in files]
         machine = machine.model_copy(update={"load_after": environment.current_load()})
         return BenchmarkReport(
             tool=Tool(version=__version__),
@@ -275,12 +281,12 @@ class _Bench:
     def _measure_file(
         self,
         file: str,
+        size: FileSize,
+        sha256: str,
         quality: dict[str, Metric] | None,
         peaks: dict[str, int | None],
         advance: Callable[..., None],
     ) -> FileResult:
-        size, sha256 = measure_size(file)
-        advance(note=f"{Path(file).name}: size")
         memory_asked, latency_asked = (asked and file not in self.untimed for asked in (self.memory, self.latency))
         startup, memory = self._measure_startup(file, peaks, advance) if memory_asked else (None, None)
         times, missing = self._measure_latency(file, advance) if latency_asked else (None, {})
@@ -370,6 +376,16 @@ class _Bench:
             return self.references[file]
         same = next(other for other in self.formats if self.formats[other] == self.formats[file])
         return self.base if same == file else same
+
+
+@contextmanager
+def _measuring_sizes(files: Sequence[str]) -> Iterator[dict[str, Future[tuple[FileSize, str]]]]:
+    """Measure sizes on another core while something else is done; what is not begun at the end is dropped."""
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        yield {file: pool.submit(measure_size, file) for file in files}
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _in_order(wanted: list[str], names: list[str], arrays: list[np.ndarray]) -> list[np.ndarray]:
