@@ -35,6 +35,7 @@ _PUBLIC = {
     "Regrowth": "compress.pruning.schedules",
     "Run": "compress.runner",
     "Score": "compress.pruning.scores",
+    "Tracking": "compress.tracking.callback",
     "WeightClustering": "compress.passes.cluster",
     "as_data": "compress.data.split",
     "assign_bit_widths": "compress.quantization.mixed_precision",
@@ -136,4 +137,5 @@ if TYPE_CHECKING:
     from compress.quantization.model_sensitivity import measure_sensitivity
     from compress.recipe import Recipe, load_recipe
     from compress.runner import Run, run
+    from compress.tracking.callback import Tracking
     from compress.training.batch_norm import reestimate_batch_norm

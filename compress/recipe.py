@@ -20,6 +20,7 @@ from compress.options import Options
 from compress.passes import BUILT_IN, find_pass, plugins
 from compress.passes.base import ModelFile, Name, Pass
 from compress.strict_yaml import Document, Place, parse_yaml, read_yaml
+from compress.tracking.tracker import TrackerName
 
 SCHEMA = "bmcompress/recipe/v1"
 
@@ -82,11 +83,18 @@ class Recipe(Options):
     """How the exported files are measured."""
     budgets: tuple[Budget, ...] = ()
     """What the exported files must keep; a broken budget ends the run with exit code 6."""
+    tracking: tuple[TrackerName, ...] = ()
+    """Where the run is shown too while it goes on."""
 
     @field_validator("model", mode="before")
     @classmethod
     def _model_from_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @field_validator("passes", mode="before")
     @classmethod

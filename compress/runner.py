@@ -27,7 +27,7 @@ from compress.errors import BmcompressError, PassError
 from compress.files import atomic_path, sha256_of
 from compress.gate.judging import judge
 from compress.gate.verdicts import raise_for_verdicts
-from compress.manifest import FileDigest, Manifest, StepRecord
+from compress.manifest import FILE_NAME, FileDigest, Manifest, StepRecord
 from compress.measure.benchmarking import benchmark_files
 from compress.measure.in_process import measure_model
 from compress.measure.size import measure_size
@@ -44,6 +44,10 @@ from compress.restoring import restore_until_held
 from compress.run_directory import open_run_directory
 from compress.run_result import Run
 from compress.survival import describe_survival, read_structure, require_in_file, require_kept
+from compress.tracking.callback import EpochCurves
+from compress.tracking.curves import file_curves, pass_curves
+from compress.tracking.recorder import open_recorder
+from compress.training.fitting import observed_by
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +93,7 @@ class _Runner:
         self.inputs, self.recipe, self.directory = inputs, inputs.recipe, directory
         self.data, self.task = inputs.data, inputs.task
         self.earlier = None if fresh else Manifest.load(directory)
+        self.recorder = open_recorder(self.recipe.tracking, directory)
         splits = (self.data.train, self.data.validation, self.data.test, self.data.unlabelled)
         self.manifest = Manifest(
             name=self.recipe.name,
@@ -104,16 +109,19 @@ class _Runner:
             self.manifest.exports, self.manifest.exports_key = self.earlier.exports, self.earlier.exports_key
 
     def run(self) -> Manifest:
+        self.recorder.start(self.recipe.name, self.recipe.to_dict())
         try:
             self._take_input()
             final = self._run_passes()
             self._keep(FINAL_MODEL, lambda path: shutil.copyfile(final, path))
             self._export()
             self._benchmark()
+            self._finish("done")
         except BmcompressError as error:
             self._finish("failed", error=str(error))
             raise
-        self._finish("done")
+        finally:
+            self.recorder.end(succeeded=self.manifest.status == "done")
         return self.manifest
 
     # The input -------------------------------------------------------------------------------------------------
@@ -128,6 +136,7 @@ class _Runner:
         self.manifest.input_statistics = _statistics(target)
         if self.recipe.passes:
             self.manifest.input_metrics = self._metrics(self.inputs.model)
+        self.recorder.log(pass_curves(self.manifest.input_metrics), 0)
         self._save()
 
     # The passes ------------------------------------------------------------------------------------------------
@@ -150,6 +159,7 @@ class _Runner:
             self.manifest.steps = [*done, *earlier]  # if this run is killed, the next one still finds the rest
             self._save()
             before, metrics = done[-1].file, done[-1].metrics
+            self.recorder.log(pass_curves(metrics), len(done))
         self.manifest.steps = done
         return self.directory / before.path
 
@@ -174,7 +184,8 @@ class _Runner:
         logger.info("%s: %s (pass %d of %d)", item.id, item.type, position + 1, len(self.inputs.passes))
         began = time.monotonic()
         try:
-            result = item(model, self.data)
+            with observed_by(EpochCurves(self.recorder, item.id)):
+                result = item(model, self.data)
         except PassError as error:
             self._keep_last_good(error, item, position)
             raise
@@ -363,6 +374,8 @@ class _Runner:
         by_artifact = {kind: measured[str(path)] for kind, path in {**exports, "keras": final}.items()}
         self.manifest.benchmark = report.with_short_names()
         self.manifest.verdicts = judge(self.recipe.budgets, by_artifact)
+        for result in report.results:
+            self.recorder.log(file_curves(result), 0)
 
     # Records ---------------------------------------------------------------------------------------------------
 
@@ -384,6 +397,9 @@ class _Runner:
     def _finish(self, status: str, error: str | None = None) -> None:
         self.manifest.status, self.manifest.error = status, error
         self._save()
+        for name in ("recipe.yaml", FILE_NAME, *(record.path for record in self.manifest.exports)):
+            if (self.directory / name).exists():
+                self.recorder.artifact(self.directory / name)
 
 
 def _primary_metric(item: Pass, metrics: dict[str, float]) -> str:

@@ -18,7 +18,7 @@ _MODELS = {*_BASE, "models", "data"}
 _TECHNIQUE = {*_MODELS, "training"}
 _BELOW_RUNNER = {
     *_TECHNIQUE, "pruning", "channels", "clustering", "depth", "low_rank", "targets", "quantization", "restoring", "survival", "distillation", "finetuning", "passes", "deploy", "measure", "gate", "recipe", "plan",
-    "manifest", "run_directory", "run_result", "recipe_library", "preparation",
+    "manifest", "run_directory", "run_result", "recipe_library", "preparation", "tracking",
 }  # fmt: skip
 
 # What each part of the package may import from the package; "" is the package itself (its version).
@@ -28,6 +28,7 @@ ALLOWED = {
     "options": set(),
     "strict_yaml": {"errors"},
     "text": set(),
+    "tracking": {"errors", "tracking"},
     "files": {"errors"},
     "worker": {"errors", "progress"},
     "data": {*_BASE, "data"},
@@ -59,7 +60,7 @@ ALLOWED = {
     },
     "restoring": {*_MODELS, "quantization", "measure"},
     "survival": {*_MODELS, "quantization", "measure"},
-    "recipe": {*_BASE, "data", "passes", "gate"},
+    "recipe": {*_BASE, "data", "passes", "gate", "tracking"},
     "recipe_library": {*_BASE, "recipe", "passes"},
     "plan": {*_BASE, "recipe", "data", "models"},
     "manifest": {*_BASE, "deploy", "measure", "gate"},

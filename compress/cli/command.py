@@ -41,6 +41,10 @@ Overrides = Annotated[
         help="Override an option, such as passes.prune.sparsity=0.8. Repeatable.",
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", metavar="TRACKER", help="Show the run in tensorboard, mlflow or wandb too. Repeatable."),
+]
 DataReference = Annotated[
     str | None,
     typer.Option("--data", metavar="REF", help="digits, mnist, npz:FILE, folder:PATH or module:function (see README)."),

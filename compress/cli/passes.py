@@ -22,6 +22,7 @@ from compress.cli.command import (
     Rescale,
     Skip,
     Take,
+    Track,
     command,
 )
 
@@ -103,12 +104,13 @@ def _run_one_pass(
     skip: Skip = None,
     seed: Seed = 0,
     set_: Overrides = None,
+    track: Track = None,
     allow_import: AllowImport = None,
     print_recipe: PrintRecipe = False,
     json_output: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    from compress.cli.recipes import run_and_show
+    from compress.cli.recipes import run_and_show, tracking_override
     from compress.recipe import load_recipe
 
     recipe = _recipe(one, parse_formats(to), seed)
@@ -116,7 +118,7 @@ def _run_one_pass(
         recipe["data"] = _data(data, rescale, take, skip)
     if one.unlabelled:
         recipe.setdefault("data", {})["unlabelled"] = _unlabelled(one.unlabelled, rescale)
-    loaded = load_recipe(recipe, set_ or ())
+    loaded = load_recipe(recipe, [*(set_ or ()), *tracking_override(track)])
     if print_recipe:
         print(loaded.to_yaml(), end="")
         return

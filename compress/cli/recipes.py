@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from compress.cli.command import AllowImport, Json, Output, Overrides, Quiet, command
+from compress.cli.command import AllowImport, Json, Output, Overrides, Quiet, Track, command
 
 recipe_app = typer.Typer(help="Validate, show and list recipes.", no_args_is_help=True)
 
@@ -19,6 +19,7 @@ def run(
     recipe: RecipeFile,
     output: Output = None,
     set_: Overrides = None,
+    track: Track = None,
     allow_import: AllowImport = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run every step anew instead of going on.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
@@ -29,11 +30,16 @@ def run(
     from compress.recipe import load_recipe
     from compress.recipe_library import find_recipe
 
-    loaded = load_recipe(find_recipe(recipe), set_ or ())
+    loaded = load_recipe(find_recipe(recipe), [*(set_ or ()), *tracking_override(track)])
     if dry_run:
         _show_plan(loaded, output, json_output)
         return
     run_and_show(loaded, output, allow_import, fresh=fresh, json_output=json_output)
+
+
+def tracking_override(trackers: list[str] | None) -> list[str]:
+    """Return the override that `--track` stands for."""
+    return [f"tracking=[{', '.join(trackers)}]"] if trackers else []
 
 
 def run_and_show(recipe: Any, output: str | None, allow_import: Any, *, fresh: bool, json_output: bool) -> None:

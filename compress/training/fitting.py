@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -28,6 +29,19 @@ if TYPE_CHECKING:
 _REFRESH_S = 0.1
 _SETTLED_WINDOWS = 10
 _INFINITE = -1  # tf.data.INFINITE_CARDINALITY
+
+
+_observers: ContextVar[tuple[keras.callbacks.Callback, ...]] = ContextVar("training_observers", default=())
+
+
+@contextmanager
+def observed_by(*callbacks: keras.callbacks.Callback) -> Iterator[None]:
+    """Have every training inside the block call `callbacks` too, after all others, such as those that log it."""
+    token = _observers.set((*_observers.get(), *callbacks))
+    try:
+        yield
+    finally:
+        _observers.reset(token)
 
 
 def build_optimizer(training: Training, total_steps: int, model: keras.Model) -> keras.optimizers.Optimizer:
@@ -123,7 +137,8 @@ def fit_guarded(
         if streamed:
             arguments = _stream_arguments(source, steps)
         try:
-            history = model.fit(**arguments, epochs=training.epochs, verbose=0, callbacks=[*callbacks, guard])
+            called = [*callbacks, guard, *_observers.get()]
+            history = model.fit(**arguments, epochs=training.epochs, verbose=0, callbacks=called)
         except BmcompressError:
             raise
         except Exception as error:

@@ -1,0 +1,1 @@
+"""Runs and training curves in TensorBoard, MLflow or Weights & Biases."""
