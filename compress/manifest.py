@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from compress.deploy.records import ExportRecord
 from compress.files import atomic_path
 from compress.gate.verdicts import Verdict
+from compress.measure.comparison import LayerError
 from compress.measure.results import BenchmarkReport
 
 SCHEMA = "bmcompress/manifest/v1"
@@ -78,6 +79,8 @@ class Manifest(_Record):
     exports: list[ExportRecord] = []
     benchmark: BenchmarkReport | None = None
     verdicts: list[Verdict] = []
+    layer_errors: dict[str, list[LayerError]] = {}
+    """Of quantized files: how far each layer is from the input model's."""
     error: str | None = None
     """What ended a failed run."""
 

@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import keras
 
 from compress import __version__
+from compress.data.split import map_arrays
 from compress.deploy.exporting import export_models
 from compress.deploy.records import ExportRecord
 from compress.errors import BmcompressError, PassError
@@ -29,6 +30,8 @@ from compress.gate.judging import judge
 from compress.gate.verdicts import raise_for_verdicts
 from compress.manifest import FILE_NAME, FileDigest, Manifest, StepRecord
 from compress.measure.benchmarking import benchmark_files
+from compress.measure.comparing import compare_models
+from compress.measure.comparison import LayerError
 from compress.measure.in_process import measure_model
 from compress.measure.size import measure_size
 from compress.models.digest import compile_digest, content_digest
@@ -51,6 +54,7 @@ from compress.training.fitting import observed_by
 
 logger = logging.getLogger(__name__)
 
+_LAYER_SAMPLES = 64  # enough for the error of a layer, which is a mean over all of its values
 _COMPUTING_PACKAGES = ("keras", "tensorflow", "numpy")
 
 
@@ -376,6 +380,23 @@ class _Runner:
         self.manifest.verdicts = judge(self.recipe.budgets, by_artifact)
         for result in report.results:
             self.recorder.log(file_curves(result), 0)
+        if settings.enabled and is_fake_quantized(load_model(final)):
+            self.manifest.layer_errors = self._measure_layers(reference, exports.values())
+
+    def _measure_layers(self, reference: Path, files: Iterable[Path]) -> dict[str, list[LayerError]]:
+        """Return how far each layer of each file is from the reference's; what cannot be compared is noted."""
+        x = self.data.test.all()[0] if self.data.test else None
+        samples = None if x is None else map_arrays(lambda array: array[:_LAYER_SAMPLES], x)
+        found = {}
+        for file in files:
+            try:
+                comparison = compare_models(
+                    reference, file, samples, _LAYER_SAMPLES, allow_imports=self.inputs.allow_imports
+                )
+                found[file.name] = comparison.layers
+            except BmcompressError as error:
+                self._say(f"{file.name}: its layers could not be compared: {error.message}")
+        return found
 
     # Records ---------------------------------------------------------------------------------------------------
 

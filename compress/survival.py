@@ -102,7 +102,7 @@ def require_in_file(structure: Sequence[KernelStructure], size: FileSize, file: 
         size: what was measured of the file.
         file: its name, for the message.
     """
-    counts = [KernelCount(k.name, k.shape, k.zeros, k.distinct, k.distinct_in_channel) for k in size.kernels]
+    counts = [KernelCount(k.name, k.shape, k.zeros, k.distinct, k.distinct_in_channel, k.bits) for k in size.kernels]
     losses = list(_losses_by_size(structure, counts))
     if losses:
         raise ExportError(

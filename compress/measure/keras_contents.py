@@ -20,7 +20,7 @@ def read_keras(path: str | Path) -> Contents:
     if any(layer.class_name == UNKNOWN for layer in summary.layers):
         return Contents(_count_by_rank(path), summary.macs, {UNKNOWN})
     kernels = [
-        KernelCount(kernel.path, kernel.shape, kernel.zeros, kernel.distinct, kernel.distinct_in_channel)
+        KernelCount(kernel.path, kernel.shape, kernel.zeros, kernel.distinct, kernel.distinct_in_channel, kernel.bits)
         for layer in summary.layers
         for kernel in layer.kernels
         if len(kernel.shape) >= 2

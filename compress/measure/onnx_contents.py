@@ -107,6 +107,9 @@ def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]
             yield from _constants(inner)
 
 
+_PACKED_BITS = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
+
+
 def _count_weights(nodes: list[onnx.NodeProto], constants: dict[str, Any], contents: Contents) -> None:
     zero_points, parameters = _quantization(nodes)
     parameters |= _factors(nodes, constants)
@@ -118,6 +121,7 @@ def _count_weights(nodes: list[onnx.NodeProto], constants: dict[str, Any], conte
             values = numpy_helper.to_array(tensor)
         except (TypeError, ValueError) as error:
             raise ModelError(f"the tensor {name!r} is damaged. Received: {error}") from error
+        bits = _PACKED_BITS.get(tensor.data_type, 8 * values.dtype.itemsize)
         whole = values.dtype.kind in "iu"
         wide = whole and values.dtype.itemsize > 2
         if values.dtype.kind in "bOUS" or (whole and name not in zero_points and (values.ndim < 2 or wide)):
@@ -129,7 +133,9 @@ def _count_weights(nodes: list[onnx.NodeProto], constants: dict[str, Any], conte
         point, axis = zero_points.get(name, (None, 0))
         zero_point = _zero_point(constants.get(point), values.shape, axis)
         used = axes.get(name)
-        contents.weights.add(values, zero_point, kernel=used is not None, name=name, channel_axes=used or (0,))
+        contents.weights.add(
+            values, zero_point, kernel=used is not None, name=name, channel_axes=used or (0,), bits=bits
+        )
 
 
 def _kernel_axes(nodes: list[onnx.NodeProto]) -> dict[str, tuple[int, ...]]:

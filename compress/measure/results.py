@@ -88,6 +88,8 @@ class KernelSize(Record):
     """Different values, or integers where the file holds these."""
     distinct_in_channel: Count
     """The most different values in one output channel."""
+    bits: Count = 32
+    """That one value takes in the file."""
 
 
 class FileSize(Record):

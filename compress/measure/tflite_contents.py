@@ -59,7 +59,10 @@ def read_tflite(path: str | Path) -> Contents:
                 if weight is not None:
                     name = (tensor.Name() or b"").decode(errors="replace")
                     used = axes.get(position)
-                    contents.weights.add(*weight, kernel=used is not None, name=name, channel_axes=used or (0,))
+                    bits = _PACKED_BITS.get(_TYPES.get(tensor.Type(), "?"))
+                    contents.weights.add(
+                        *weight, kernel=used is not None, name=name, channel_axes=used or (0,), bits=bits
+                    )
         _count_macs(model, contents)
     except DAMAGED as error:
         # The generated reader trusts offsets, and those of a damaged file lead anywhere.

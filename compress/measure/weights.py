@@ -40,6 +40,7 @@ class WeightCount:
         kernel: bool = True,
         name: str = "",
         channel_axes: tuple[int, ...] = (-1,),
+        bits: int | None = None,
     ) -> None:
         """Count one tensor.
 
@@ -49,11 +50,12 @@ class WeightCount:
             kernel: whether it is more than a bias, a folded norm or a state, whatever its rank.
             name: what the tensor is called.
             channel_axes: the axes of its output channels.
+            bits: that one value takes in the file; those of its type by default.
         """
         self.parameters += values.size
         self.nonzero_parameters += int(np.count_nonzero(values != zero_point))
         if kernel and values.ndim >= 2:
-            self.kernels.append(count_kernel(name, values, zero_point, channel_axes))
+            self.kernels.append(count_kernel(name, values, zero_point, channel_axes, bits))
 
 
 @dataclass

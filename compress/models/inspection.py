@@ -41,7 +41,7 @@ UNKNOWN = "unknown"
 @dataclass(frozen=True)
 class KernelSummary:
     """One kernel: `zeros` of its `size` elements are zero, `distinct` values differ, of which one output channel has at
-    most `distinct_in_channel`."""
+    most `distinct_in_channel`; each takes `bits`."""
 
     path: str
     shape: tuple[int, ...]
@@ -49,6 +49,7 @@ class KernelSummary:
     zeros: int
     distinct: int
     distinct_in_channel: int
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,9 @@ def _summarise_layers(
 def _summarise_kernel(weight: NamedWeight, values: np.ndarray) -> KernelSummary:
     axes = output_axes(weight.kind, weight.path.rpartition("/")[2]) if values.ndim >= 2 else (-1,)
     count = count_kernel(weight.path, values, channel_axes=axes)
-    return KernelSummary(count.name, count.shape, count.size, count.zeros, count.distinct, count.distinct_in_channel)
+    return KernelSummary(
+        count.name, count.shape, count.size, count.zeros, count.distinct, count.distinct_in_channel, count.bits
+    )
 
 
 def _layer_macs(layer: SavedLayer, weights: list[NamedWeight]) -> int | None:

@@ -25,6 +25,7 @@ class KernelCount:
         distinct: how many different values it has.
         distinct_in_channel: the most different values in one output channel. Where batch norm is folded into a kernel,
             each channel has a factor of its own, and clusters show only here.
+        bits: that one value takes where it is stored.
     """
 
     name: str
@@ -32,6 +33,7 @@ class KernelCount:
     zeros: int
     distinct: int
     distinct_in_channel: int
+    bits: int = 32
 
     @property
     def size(self) -> int:
@@ -40,7 +42,11 @@ class KernelCount:
 
 
 def count_kernel(
-    name: str, values: np.ndarray, zero_point: ZeroPoint = 0, channel_axes: tuple[int, ...] = (-1,)
+    name: str,
+    values: np.ndarray,
+    zero_point: ZeroPoint = 0,
+    channel_axes: tuple[int, ...] = (-1,),
+    bits: int | None = None,
 ) -> KernelCount:
     """Return what a kernel holds.
 
@@ -49,10 +55,12 @@ def count_kernel(
         values: its values, floats or integers.
         zero_point: the number that stands for 0, broadcastable to `values`.
         channel_axes: the axes of its output channels.
+        bits: that one value takes where it is stored; those of its type by default.
     """
+    bits = 8 * values.dtype.itemsize if bits is None else bits
     zeros = values.size - int(np.count_nonzero(values != zero_point))
     in_channel = _most_distinct(_by_channel(values, channel_axes))
-    return KernelCount(name, values.shape, zeros, len(np.unique(values)), in_channel)
+    return KernelCount(name, values.shape, zeros, len(np.unique(values)), in_channel, bits)
 
 
 def output_axes(kind: str, name: str) -> tuple[int, ...]:

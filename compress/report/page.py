@@ -125,6 +125,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "steps": [_step_row(*step) for step in steps],
         "verdicts": [each.model_dump() for each in manifest.verdicts],
         "kernels": _kernel_rows(run),
+        "layers": _layer_rows(run),
         "environment": _environment(run),
         "recipe": run.recipe,
         "notes": [*manifest.notes, *(manifest.benchmark.warnings if manifest.benchmark else [])],
@@ -165,21 +166,40 @@ def _kernel_rows(run: Run) -> list[dict[str, Any]]:
                     "name": kernel.name,
                     "shape": " x ".join(map(str, kernel.shape)),
                     "weights": size,
+                    "bytes": (size * kernel.bits + 7) // 8,
                     "zeros": kernel.zeros / size if size else 0.0,
                     "distinct": kernel.distinct,
                 }
             )
-    rows.sort(key=lambda row: -row["weights"])
-    most = rows[0]["weights"] if rows else 1
+    rows.sort(key=lambda row: -row["bytes"])
+    most = rows[0]["bytes"] if rows else 1
     return [
         {
             **row,
-            "share": f"{100 * row['weights'] / most:.1f}",
+            "share": f"{100 * row['bytes'] / most:.1f}",
             "weights": f"{row['weights']:,}",
+            "bytes": f"{row['bytes']:,}",
             "zeros": format_percent(row["zeros"], 1),
             "distinct": f"{row['distinct']:,}",
         }
         for row in rows[:_MOST_KERNELS]
+    ]
+
+
+def _layer_rows(run: Run) -> list[dict[str, str]]:
+    """Return the layers of quantized files, those with the largest error first."""
+    layers = [(file, layer) for file, errors in run.manifest.layer_errors.items() for layer in errors]
+    layers = [(file, layer) for file, layer in layers if layer.sqnr_db is not None]
+    layers.sort(key=lambda pair: pair[1].sqnr_db)
+    return [
+        {
+            "file": file,
+            "name": layer.layer,
+            "kind": layer.kind,
+            "sqnr": f"{layer.sqnr_db:.1f}",
+            "cosine": MISSING if layer.cosine is None else f"{layer.cosine:.4f}",
+        }
+        for file, layer in layers[:_MOST_KERNELS]
     ]
 
 

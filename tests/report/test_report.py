@@ -12,6 +12,7 @@ import pytest
 from compress.cli import app
 from compress.errors import UsageError
 from compress.gate.verdicts import Verdict
+from compress.measure.comparison import LayerError
 from compress.manifest import FileDigest, Manifest, StepRecord
 from compress.measure.environment import describe_environment
 from compress.measure.results import BenchmarkReport, FileResult, FileSize, KernelSize, Latency, Metric, Tool
@@ -36,7 +37,7 @@ def _result(name: str, kind: str, accuracy: float | None, size: int, p50: float 
         latency = [
             Latency(threads=1, batch=1, reference="a", n=100, processes=3, **times, **more, **ends, **noise),
         ]
-    kernels = [KernelSize(name=f"dense/{HOSTILE}", shape=(10, 20), zeros=50, distinct=9, distinct_in_channel=3)]
+    kernels = [KernelSize(name=f"dense/{HOSTILE}", shape=(10, 20), zeros=50, distinct=9, distinct_in_channel=3, bits=4)]
     counts = {"parameters": 200, "nonzero_parameters": 150, "kernel_weights": 200, "nonzero_kernel_weights": 150}
     about = FileSize(
         file_bytes=size, gzip_bytes=size // 2, zstd_bytes=size // 2, **counts, sparsity=0.25, distinct_weights=9,
@@ -45,6 +46,13 @@ def _result(name: str, kind: str, accuracy: float | None, size: int, p50: float 
     return FileResult(
         file=name, format=kind, sha256="0" * 64, runtime=None, size=about, quality=quality, startup=None, memory=None,
         latency=latency, reasons={} if p50 else {"latency": "the runtime crashed"},
+    )  # fmt: skip
+
+
+def layer(sqnr):
+    return LayerError(
+        layer=f"conv/{HOSTILE}", kind="Conv2D", counterpart="c", shape=(1, 2), mse=0.1, sqnr_db=sqnr, cosine=0.99,
+        drop_db=1.0,
     )  # fmt: skip
 
 
@@ -72,6 +80,7 @@ def run(tmp_path):
         manifest = Manifest(
             name=title, seed=1, recipe_digest="d", status="done", steps=[step], verdicts=[Verdict(**verdict)],
             benchmark=benchmark if results else None,
+            layer_errors={"model.tflite": [layer(30.0), layer(12.5), layer(None)]} if results else {},
         )  # fmt: skip
         manifest.save(folder)
         (folder / "recipe.yaml").write_text(f"name: '{HOSTILE}'\n")
@@ -93,6 +102,8 @@ def test_everything_is_in_one_file_and_escaped(run, tmp_path):
     )
     for part in ("Budgets: 1 fail", "90.00 %", "20,000", "the runtime crashed", "1,234", "80.0 %", "25.0 %", "10 x 20"):
         assert part in text, part
+    assert '<td>10 x 20</td><td class="n">200</td><td class="n">100</td>' in text  # 4 bits each
+    assert text.index(">12.5<") < text.index(">30.0<")  # the layer with the largest error first
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])
     assert data[0]["benchmark"]["results"][1]["file"] == f"{HOSTILE}.onnx"
 

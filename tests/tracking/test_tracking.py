@@ -114,7 +114,7 @@ def test_a_tracker_that_is_down_is_one_warning(broken, workspace, tmp_path, monk
 def test_a_failed_run_ends_as_failed(workspace, tmp_path, monkeypatch):
     listener = Listener()
     monkeypatch.setattr("compress.tracking.recorder.open_tracker", lambda name, folder: listener)
-    bad = [{"type": "prune", "sparsity": 0.99, "epochs": 1, "learning_rate": 1e-9, "max_drop": 0}]
+    bad = [{"type": "prune", "sparsity": 0.9, "epochs": 1, "learning_rate": 1e-9, "max_drop": 0}]
     with pytest.raises(compress.BmcompressError, match="fell by"):
         compress.run(recipe(workspace, tracking=["mlflow"], passes=bad), tmp_path / "run")
     assert listener.calls[-1] == ("end", False)
