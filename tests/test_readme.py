@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from compress.recipe import load_recipe
+from compress.gate.budgets import BudgetFile
+from compress.recipe import load_recipe, validate_document
 from compress.strict_yaml import parse_yaml
 
 README = Path(__file__).parent.parent / "README.md"
@@ -29,8 +30,12 @@ def test_python(code, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", blocks("yaml"), ids=lambda t: t.splitlines()[0][:40])
-def test_recipe(text):
-    load_recipe(parse_yaml(text, "README.md").value)
+def test_recipe_or_budget(text):
+    document = parse_yaml(text, "README.md")
+    if document.value["schema"].startswith("bmcompress/budget/"):
+        validate_document(document, BudgetFile)
+    else:
+        load_recipe(document.value)
 
 
 def test_every_command_exists():

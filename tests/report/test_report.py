@@ -12,8 +12,8 @@ import pytest
 from compress.cli import app
 from compress.errors import UsageError
 from compress.gate.verdicts import Verdict
-from compress.measure.comparison import LayerError
 from compress.manifest import FileDigest, Manifest, StepRecord
+from compress.measure.comparison import LayerError
 from compress.measure.environment import describe_environment
 from compress.measure.results import BenchmarkReport, FileResult, FileSize, KernelSize, Latency, Metric, Tool
 from compress.report.collecting import front, read_runs
