@@ -227,6 +227,10 @@ def benchmark(
             used = result.energy
             told = used.reasons.get("joules") or f"{1000 * used.joules:.3g} mJ a sample ({used.source})"
             say(f"energy of {result.file}: {told}")
+        if result.gpu_memory is not None:
+            held = result.gpu_memory.held_bytes
+            told = f"{held:,} bytes" if held is not None else result.gpu_memory.reasons["held_bytes"]
+            say(f"GPU memory of {result.file}: {told}")
     for warning in report.warnings:
         say(f"note: {warning}")
 

@@ -19,7 +19,7 @@ METRICS = (
 )  # fmt: skip
 """Metrics that a budget may limit by name."""
 
-SIZE_LIMITS = ("file", "gzip", "zstd", "nonzero")
+SIZE_LIMITS = ("file", "gzip", "zstd", "nonzero", "parameters", "macs")
 """Limits on exact numbers of the file."""
 
 _WITHOUT_LABELS = {"agreement", "kl", "max_abs_diff"}
@@ -97,6 +97,10 @@ class Budget(Options):
     """Largest size of the file compressed by Zstandard at level 19."""
     nonzero: int | None = Field(default=None, ge=0)
     """Largest number of weights that are not zero, counted in the file."""
+    parameters: int | None = Field(default=None, ge=0)
+    """Largest number of parameters, counted in the file."""
+    macs: int | None = Field(default=None, ge=0)
+    """Largest number of multiply-accumulates of one sample, counted in the file."""
     accuracy: MetricBudget | None = None
     """Limits of the accuracy on the test split."""
     top_5: MetricBudget | None = None

@@ -18,7 +18,7 @@ from compress.gate.units import grown
 from compress.gate.verdicts import Line, Verdict
 from compress.measure.results import FileResult
 
-_FIELDS = dict(zip(SIZE_LIMITS, ("file_bytes", "gzip_bytes", "zstd_bytes", "nonzero_kernel_weights"), strict=True))
+_FIELDS = {**SIZES, "zstd": "zstd_bytes"}
 """The field of each limit in `FileSize`."""
 
 
@@ -49,15 +49,19 @@ def judge(
 
 
 def _judge_size(budget: Budget, index: int, result: FileResult) -> Iterator[Verdict]:
-    for name, field in _FIELDS.items():
+    for name in SIZE_LIMITS:
+        field = _FIELDS[name]
         allowed, value = getattr(budget, name), getattr(result.size, field)
         line = Line(budget, index, (name,), name)
         if allowed is None:
             continue
         if value is None:
             yield line.missing(allowed, result.size.reasons.get(field, "not measured"))
+        elif value > allowed:
+            yield line.verdict("fail", value, allowed, _left_out(name, result))
         else:
-            yield line.verdict("pass" if value <= allowed else "fail", value, allowed)
+            left_out = _left_out(name, result)
+            yield line.verdict("inconclusive" if left_out else "pass", value, allowed, left_out)
 
 
 def _judge_growth(budget: Budget, index: int, result: FileResult, evidence: Evidence) -> Iterator[Verdict]:
@@ -77,4 +81,12 @@ def _judge_growth(budget: Budget, index: int, result: FileResult, evidence: Evid
         else:
             allowed = grown(before, growth)
             outcome = "pass" if value <= allowed else "fail"
-            yield line.verdict(outcome, value, allowed, f"{value - before:+,}", before)
+            detail = "; ".join(filter(None, (f"{value - before:+,}", _left_out(name, result))))
+            yield line.verdict(outcome, value, allowed, detail, before)
+
+
+def _left_out(name: str, result: FileResult) -> str:
+    """Return what a number leaves out, where the file does work that nobody knows how to count."""
+    if name != "macs" or not result.size.macs_partial:
+        return ""
+    return f"without {', '.join(result.size.uncounted_ops) or 'some operators'}, whose work is not counted"

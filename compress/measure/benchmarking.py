@@ -25,6 +25,7 @@ from compress.deploy.runtimes import detect_format, plain_name
 from compress.errors import SetupError, UsageError
 from compress.measure import environment
 from compress.measure.children import read_outputs
+from compress.measure.gpu_memory import GPU_DEVICES
 from compress.measure.inputs import write_inputs
 from compress.measure.latency import measure_latency
 from compress.measure.own_metrics import MetricFunction, evaluate_function
@@ -35,6 +36,7 @@ from compress.measure.results import (
     Energy,
     FileResult,
     FileSize,
+    GpuMemory,
     Latency,
     Memory,
     Metric,
@@ -221,8 +223,10 @@ class _Bench:
         return str(Path(self.folder) / "inputs")
 
     def _in_child(self, function: str, arguments: dict[str, Any]) -> Any:
-        arguments = {**arguments, "allow_imports": self.allow_imports}
-        return run_in_worker(f"compress.measure.children:{function}", arguments)
+        return self._in_child_of(f"compress.measure.children:{function}", arguments)
+
+    def _in_child_of(self, function: str, arguments: dict[str, Any]) -> Any:
+        return run_in_worker(function, {**arguments, "allow_imports": self.allow_imports})
 
     def _predict(self, files: list[str], advance: Callable[..., None]) -> dict[str, tuple[list[str], str]]:
         """Return, by file, the names of its outputs on all samples and the file they are in.
@@ -311,6 +315,7 @@ class _Bench:
             memory=memory,
             latency=times,
             energy=self._measure_energy(file) if self.energy and file not in self.untimed else None,
+            gpu_memory=self._measure_gpu_memory(file, missing),
             reasons={name: reason for name, reason in reasons.items() if reason},
         )
 
@@ -360,12 +365,20 @@ class _Bench:
             found.append(times)
         return found, missing
 
+    def _measure_gpu_memory(self, file: str, missing: Mapping[str, str]) -> GpuMemory | None:
+        """Return what the first GPU that was asked for holds, or nothing where none was."""
+        device = next((device for device in self.devices if device in GPU_DEVICES), None)
+        if device is None or not self.memory or file in self.untimed:
+            return None
+        if device in missing:
+            return GpuMemory(held_bytes=None, reasons={"held_bytes": missing[device]})
+        arguments = {"path": file, "inputs": self._inputs, "threads": self.threads[0], "batch": self.batches[0]}
+        answer = self._in_child_of("compress.measure.gpu_memory:measure", {**arguments, "device": device})
+        return GpuMemory.model_validate(answer)
+
     def _measure_energy(self, file: str) -> Energy:
         arguments = {"path": file, "inputs": self._inputs, "threads": self.threads[0], "batch": self.batches[0]}
-        answer = run_in_worker(
-            "compress.measure.energy:measure",
-            {**arguments, "device": self.devices[0], "allow_imports": self.allow_imports},
-        )
+        answer = self._in_child_of("compress.measure.energy:measure", {**arguments, "device": self.devices[0]})
         return Energy.model_validate(answer)
 
     def _latency_reference(self, file: str, device: str) -> str:

@@ -177,6 +177,13 @@ class Energy(Record):
     reasons: dict[str, str] = {}
 
 
+class GpuMemory(Record):
+    """What a GPU holds for a file after some runs, beyond what it held before; the runtime's own part included."""
+
+    held_bytes: Count | None
+    reasons: dict[str, str] = {}
+
+
 class FileResult(Record):
     """Everything measured of one file."""
 
@@ -191,6 +198,8 @@ class FileResult(Record):
     memory: Memory | None
     latency: list[Latency] | None
     energy: Energy | None = None
+    gpu_memory: GpuMemory | None = None
+    """Nothing where no GPU was asked for."""
     reasons: dict[str, str] = {}
 
 

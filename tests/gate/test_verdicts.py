@@ -198,3 +198,15 @@ def test_only_shares_of_samples_get_the_interval_of_a_share():
     (found,) = judge([Budget(artifact="tflite", f1={"min": 0.01})], {"tflite": result(quality=metrics)})
     low = metrics["f1"].value - (metrics["f1"].value - metrics["f1"].ci95[0]) * 1.6449 / 1.9600
     assert f"{low:.4f}" in found.detail
+
+
+def test_parameters_and_macs_are_exact_and_what_is_not_counted_is_said():
+    size = result().size.model_copy(update={"macs": 500})
+    now = result().model_copy(update={"size": size})
+    assert verdicts({"parameters": 200, "macs": 500}, now) == [("parameters", "pass"), ("macs", "pass")]
+    assert verdicts({"parameters": 199, "macs": 499}, now) == [("parameters", "fail"), ("macs", "fail")]
+    assert verdicts({"macs": 500}, result()) == [("macs", "fail")]  # not known at all
+    partial = size.model_copy(update={"macs_partial": True, "uncounted_ops": ["WHILE"]})
+    (found,) = judge([Budget(artifact="tflite", macs=500)], {"tflite": now.model_copy(update={"size": partial})})
+    assert found.verdict == "inconclusive" and "without WHILE" in found.detail
+    assert verdicts({"macs": 499}, now.model_copy(update={"size": partial})) == [("macs", "fail")]

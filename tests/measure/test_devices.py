@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+from typing import ClassVar
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,8 +15,9 @@ from onnx import TensorProto, helper
 from compress.deploy import devices
 from compress.deploy.onnx_runtime import OnnxRuntime
 from compress.errors import SetupError, UsageError
-from compress.measure import energy
+from compress.measure import energy, gpu_memory
 from compress.measure.benchmarking import benchmark_files
+from compress.measure.inputs import write_inputs
 from compress.measure.onnx_profile import count_by_provider
 
 
@@ -97,3 +102,46 @@ def test_joules_of_a_run(tmp_path):
     )
     with pytest.raises(SetupError, match="shows no energy counter"):
         energy.open_rapl(tmp_path / "none")
+
+
+def test_memory_of_a_gpu_is_what_is_held_after_runs(monkeypatch, tmp_path):
+    """NVML and the runtime are faked at the boundary: the file takes 100 bytes to open and 300 more to run."""
+    held = {"bytes": 1000}
+
+    class Runtime:
+        inputs: ClassVar = [SimpleNamespace(name="x")]
+
+        def __init__(self):
+            held["bytes"] += 100
+
+        def run(self, x):
+            held["bytes"] = 1400
+
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None, nvmlDeviceGetHandleByIndex=lambda index: index, NVMLError=RuntimeError,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=held["bytes"]),
+    )  # fmt: skip
+    write_inputs(tmp_path, np.zeros((2, 3), "float32"))
+    monkeypatch.setattr(gpu_memory, "open_file", lambda *arguments: Runtime())
+    arguments = {
+        "path": "m.onnx",
+        "inputs": str(tmp_path),
+        "threads": 1,
+        "batch": 1,
+        "device": "gpu",
+        "allow_imports": [],
+    }
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_memory.measure(**arguments) == {
+        "held_bytes": None,
+        "reasons": {"held_bytes": "memory of a GPU needs NVML"},
+    }
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert gpu_memory.measure(**arguments) == {"held_bytes": 400}
+
+
+def test_a_gpu_that_is_not_there_has_no_memory(file):
+    (found,) = benchmark_files([file], devices=("gpu",), latency=True, processes=1, pairs=30).results
+    assert found.gpu_memory.held_bytes is None and found.gpu_memory.reasons["held_bytes"]
+    (found,) = benchmark_files([file], latency=False).results
+    assert found.gpu_memory is None
