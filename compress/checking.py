@@ -12,7 +12,7 @@ from pydantic import Field
 from compress.data.references import DataOptions
 from compress.deploy.formats import detect_format
 from compress.errors import ModelError, RecipeError, UsageError
-from compress.gate.baseline import DEFAULT_PATH, load_baseline
+from compress.gate.baseline import default_path, load_baseline
 from compress.gate.budgets import BudgetFile
 from compress.gate.evidence import Evidence
 from compress.gate.judging import judge
@@ -147,7 +147,7 @@ def open_target(target: str | Path | Mapping[str, Any], baseline: str | Path | N
         budgets, document = _budgets_of_run(path)
     else:
         document = read_yaml(path)
-        budgets, default = _resolve(document, path), path.resolve().parent / DEFAULT_PATH
+        budgets, default = _resolve(document, path), default_path(path.resolve())
     for name, file in budgets.artifacts.items():
         if not Path(file).exists():
             raise ModelError(

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from compress.measure.quality import Quality
 
 SCHEMA = "bmcompress/baseline/v1"
-DEFAULT_PATH = "bmcompress.baseline.json"
 
 _MOST_BYTES = 64 * 2**20
 _MARKERS = ("<<<<<<<", "|||||||", ">>>>>>>")
@@ -120,6 +119,11 @@ class Baseline(Record):
         """Write the file; the old one stays until the new one is whole."""
         with atomic_path(path) as temporary:
             temporary.write_text(self.to_json())
+
+
+def default_path(budget: Path) -> Path:
+    """Return where the baseline of a budget file is unless it says: `x.baseline.json` beside `x.budget.yaml`."""
+    return budget.with_name(f"{budget.stem.removesuffix('.budget')}.baseline.json")
 
 
 def load_baseline(path: str | Path) -> Baseline | None:

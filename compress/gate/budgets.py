@@ -191,7 +191,7 @@ class BudgetFile(Options):
     """The file that quality and latency are compared with; without it quality is compared with the baseline alone."""
     baseline: str | None = None
     """The committed file that `bmcompress baseline update` writes, with what was measured when it was last agreed;
-    `bmcompress.baseline.json` beside this file by default."""
+    `x.baseline.json` beside `x.budget.yaml` by default."""
     references: dict[str, str] = Field(default_factory=dict)
     """The file that an artifact's latency is compared with, where it is another one: the same runtime tells most."""
     data: DataOptions = DataOptions()

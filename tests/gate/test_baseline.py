@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from compress.errors import RecipeError
-from compress.gate.baseline import load_baseline, parse_baseline
+from compress.gate.baseline import default_path, load_baseline, parse_baseline
 from compress.gate.per_sample import MOST_CHARACTERS, PackedValues, pack_values
 from compress.gate.units import ByteGrowth, CountGrowth, Milliseconds, grown
 
@@ -90,6 +91,18 @@ METRIC = ("artifacts", "net", "metrics", "accuracy")
 def test_what_is_not_a_baseline_is_refused(value, message):
     with pytest.raises(RecipeError, match=message):
         parse(value)
+
+
+@pytest.mark.parametrize(
+    ("budget", "baseline"),
+    [
+        ("bmcompress.budget.yaml", "bmcompress.baseline.json"),
+        ("a/b.budget.yml", "a/b.baseline.json"),
+        ("c.yaml", "c.baseline.json"),
+    ],
+)
+def test_each_budget_file_has_a_baseline_of_its_own(budget, baseline):
+    assert default_path(Path(budget)) == Path(baseline)
 
 
 def test_a_folder_in_its_place_is_no_missing_baseline(tmp_path):
