@@ -108,6 +108,8 @@ class _Limit(pytest.Item):
     def runtest(self) -> None:
         # A verdict without a limit of its own, on an accuracy that fell, stands at the metric.
         found = [v for v in self.parent.verdicts() if self.place[: len(v.place)] == v.place]
+        if not found:  # never a pass
+            pytest.fail(f"{self.name} was not judged", pytrace=False)
         _conclude(self.config, found)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -52,7 +53,10 @@ class Recorder:
         """End the run, and wait a little for what is still to be sent."""
         self._call("end", succeeded)
         for line in self._lines:
-            line.close(self._flush_s)
+            line.finish()
+        deadline = time.monotonic() + self._flush_s
+        for line in self._lines:
+            line.wait_until(deadline)
 
     def _call(self, method: str, *arguments: Any) -> None:
         for line in self._lines:
@@ -81,11 +85,13 @@ class _Line:
     def put(self, method: str, arguments: tuple[Any, ...]) -> None:
         self._queue.put((method, arguments))
 
-    def close(self, seconds: float) -> None:
+    def finish(self) -> None:
         self._queue.put(None)
-        self._thread.join(seconds)
+
+    def wait_until(self, deadline: float) -> None:
+        self._thread.join(max(0.0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            logger.warning("tracking by %s: still busy after %g s; what it had not sent is lost", self._name, seconds)
+            logger.warning("tracking by %s is still busy; what it has not sent is lost", self._name)
 
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
