@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "gate"))
 
 import numpy as np
-from nets import write_net, write_samples
+from gate_nets import write_net, write_samples
 from reporting import describe_machine, write_results
 
 GOAL = "each line of the worse file fails at its line, the equal one passes with ratio 1; at least 80 % in the runtime"

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import jsonschema
 import pytest
 import xmlschema
-from nets import write_net, write_samples
+from gate_nets import write_net, write_samples
 from typer.testing import CliRunner
 
 from compress.cli import app

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from nets import write_net, write_samples
+from gate_nets import write_net, write_samples
 
 ROOT = Path(__file__).parent.parent.parent
 ACTION, WORKFLOW = ROOT / "action.yml", ROOT / "recipes" / "ci" / "github-workflow.yml"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from nets import write_net, write_samples
+from gate_nets import write_net, write_samples
 
 BUDGET = """\
 artifacts: {net: net.onnx}
