@@ -139,7 +139,6 @@ def main() -> None:
     for process in load:
         process.terminate()
     report = {
-        "command": f"python benchmarks/latency_gate.py --trials {arguments.trials} --load {arguments.load}",
         "goal": GOAL,
         "settings": {"limit": LIMIT, "processes": arguments.processes, "load": arguments.load},
         "machine": describe_machine(),

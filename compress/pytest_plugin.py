@@ -134,7 +134,7 @@ def _check(config: pytest.Config, target: Any, baseline: str | Path | None = Non
 def _conclude(config: pytest.Config, verdicts: list[Verdict]) -> None:
     """Fail for limits that are broken; skip where one could not be judged."""
     __tracebackhide__ = True
-    from compress.gate.junit import tell
+    from compress.gate.verdicts import tell
 
     undecided = [v for v in verdicts if v.verdict == "inconclusive"]
     broken = [v for v in verdicts if v.verdict == "fail"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 
@@ -19,3 +20,8 @@ def without_commands(text: str) -> str:
     """Return text in which GitHub Actions finds none of the commands that it reads from a step's output."""
     lines = [re.sub(r"^(\s*)::", r"\1: :", line).replace("##[", "# #[") for line in text.split("\n")]
     return "\n".join(lines)
+
+
+def in_github_actions() -> bool:
+    """Return whether this process is a step of GitHub Actions."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"

@@ -57,8 +57,9 @@ def check(
     """Check exported files against budgets and a baseline; exit code 6 when a limit is broken."""
     from compress.checking import check_budgets
     from compress.cli.terminal import print_json, print_table, say
-    from compress.gate.github import error_annotation, in_github_actions
+    from compress.gate.github import error_annotation
     from compress.gate.verdicts import raise_for_verdicts, verdict_rows
+    from compress.text import in_github_actions
 
     github = in_github_actions() if github is None else github
     begin = time.monotonic()

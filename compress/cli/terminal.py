@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from compress.errors import BmcompressError
-from compress.text import printable, without_commands
+from compress.text import in_github_actions, printable, without_commands
 
 
 def say(text: str) -> None:
@@ -60,7 +60,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
 
 
 def _for_log(text: str) -> str:
-    return without_commands(text) if os.environ.get("GITHUB_ACTIONS") == "true" else text
+    return without_commands(text) if in_github_actions() else text
 
 
 def _number_columns(rows: Sequence[Sequence[str]]) -> list[bool]:

@@ -10,18 +10,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from compress.gate.junit import tell
-from compress.gate.verdicts import Verdict, overall, worst_first
+from compress.gate.verdicts import Verdict, overall, tell, worst_first
 from compress.text import one_line
 
 MOST_ANNOTATIONS = 10
 
 _KINDS = {"fail": "error", "warn": "warning", "inconclusive": "warning"}
-
-
-def in_github_actions() -> bool:
-    """Return whether this process is a step of GitHub Actions."""
-    return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
 def annotations(verdicts: Sequence[Verdict], budget_file: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from compress.gate.verdicts import Verdict, show_number
+from compress.gate.verdicts import Verdict, tell
 from compress.text import one_line
 
 
@@ -38,14 +38,3 @@ def junit_xml(verdicts: Sequence[Verdict], seconds: float, created: str) -> byte
             ElementTree.SubElement(case, "system-out").text = f"{verdict.verdict}: {message}"
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
-
-
-def tell(verdict: Verdict) -> str:
-    """Return one line about a verdict, without control characters."""
-    parts = [f"{verdict.artifact}: {verdict.limit} is {show_number(verdict.value)}"]
-    if verdict.allowed is not None:
-        parts.append(f"allowed {show_number(verdict.allowed)}")
-    if verdict.baseline is not None:
-        parts.append(f"baseline {show_number(verdict.baseline)}")
-    text = ", ".join(parts)
-    return one_line(f"{text} ({verdict.detail})" if verdict.detail else text)

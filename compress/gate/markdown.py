@@ -52,8 +52,7 @@ def escape(text: str) -> str:
     """Return text that Markdown and HTML show as it is: no markup, links or mentions of people."""
     line = one_line(text)
     line = line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
-    plain = "".join(c if c.isalnum() or c in " ,;%" or _is_decimal(line, i) else _entity(c) for i, c in enumerate(line))
-    return plain
+    return "".join(c if c.isalnum() or c in " ,;%" or _is_decimal(line, i) else _entity(c) for i, c in enumerate(line))
 
 
 def _entity(character: str) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 from compress.errors import BudgetError, InconclusiveError
 from compress.gate.budgets import Budget, Level
 from compress.measure.results import Count, Record
+from compress.text import one_line
 
 Outcome = Literal["pass", "fail", "inconclusive", "warn", "skipped"]
 """`warn` is a broken limit of level `warn`; `skipped` lacks what it is compared with, and its detail says why."""
@@ -136,6 +137,17 @@ def show_number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.4f}"
+
+
+def tell(verdict: Verdict) -> str:
+    """Return one line about a verdict, without control characters."""
+    parts = [f"{verdict.artifact}: {verdict.limit} is {show_number(verdict.value)}"]
+    if verdict.allowed is not None:
+        parts.append(f"allowed {show_number(verdict.allowed)}")
+    if verdict.baseline is not None:
+        parts.append(f"baseline {show_number(verdict.baseline)}")
+    text = ", ".join(parts)
+    return one_line(f"{text} ({verdict.detail})" if verdict.detail else text)
 
 
 def _undecided(verdict: Verdict) -> bool:

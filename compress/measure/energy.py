@@ -15,6 +15,7 @@ from compress.deploy.runtimes import match_inputs
 from compress.errors import SetupError
 from compress.measure.children import open_file
 from compress.measure.inputs import read_inputs, take_batches
+from compress.measure.nvml import open_gpu
 
 _SECONDS = 2.0
 _WARM_UP = 5
@@ -30,7 +31,7 @@ def measure(
     """Return the fields of an `Energy`; runs in the child process."""
     source = "NVML" if device in ("gpu", "tensorrt") else "RAPL"
     try:
-        meter = open_nvml() if source == "NVML" else open_rapl()
+        meter = open_gpu("energy", _joules_of_gpu) if source == "NVML" else open_rapl()
         runtime = open_file(path, threads, allow_imports, device)
     except (SetupError, OSError) as error:
         return {"joules": None, "source": None, "reasons": {"joules": str(error).splitlines()[0]}}
@@ -75,20 +76,5 @@ def open_rapl(root: Path = _RAPL) -> Meter:
     return read
 
 
-def open_nvml() -> Meter:
-    """Return a meter of the first GPU.
-
-    Raises:
-        SetupError: NVML or its Python package is not there, or the GPU does not count energy.
-    """
-    try:
-        import pynvml
-    except ImportError:
-        raise SetupError("energy of a GPU needs NVML", "Run `pip install nvidia-ml-py`.") from None
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except pynvml.NVMLError as error:
-        raise SetupError(f"the GPU does not tell its energy: {error}") from error
-    return lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+def _joules_of_gpu(nvml: Any, gpu: Any) -> float:
+    return nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000

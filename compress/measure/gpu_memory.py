@@ -6,13 +6,14 @@ tells of the whole device, as inside of a container it knows processes by other 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from compress.deploy.runtimes import match_inputs
 from compress.errors import SetupError
 from compress.measure.children import open_file
 from compress.measure.inputs import read_inputs, take_batches
+from compress.measure.nvml import open_gpu
 
 GPU_DEVICES = ("gpu", "tensorrt")
 """Devices whose memory NVML tells."""
@@ -25,7 +26,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return the fields of a `GpuMemory`; runs in the child process."""
     try:
-        used = open_nvml_memory()
+        used = open_gpu("memory", _bytes_in_use)
         before = used()
         runtime = open_file(path, threads, allow_imports, device)
     except (SetupError, OSError) as error:
@@ -36,20 +37,5 @@ def measure(
     return {"held_bytes": max(0, used() - before)}
 
 
-def open_nvml_memory() -> Callable[[], int]:
-    """Return a function that tells how many bytes of the first GPU are in use.
-
-    Raises:
-        SetupError: NVML or its Python package is not there.
-    """
-    try:
-        import pynvml
-    except ImportError:
-        raise SetupError("memory of a GPU needs NVML", "Run `pip install nvidia-ml-py`.") from None
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        pynvml.nvmlDeviceGetMemoryInfo(handle)
-    except pynvml.NVMLError as error:
-        raise SetupError(f"the GPU does not tell its memory: {error}") from error
-    return lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+def _bytes_in_use(nvml: Any, gpu: Any) -> int:
+    return int(nvml.nvmlDeviceGetMemoryInfo(gpu).used)

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from compress.errors import ModelError
 from compress.measure.weights import Contents
 
+_PACKED_BITS = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
 # Per quantized operator: positions of values and their zero point, and the axis of a zero point per channel.
 _QUANTIZED: dict[str, tuple[tuple[int, int | None, int], ...]] = {
     "DequantizeLinear": ((0, 2, 1),),
@@ -105,9 +106,6 @@ def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]
                     yield node.output[0], attribute.t
         for inner in _inner_graphs(node):
             yield from _constants(inner)
-
-
-_PACKED_BITS = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
 
 
 def _count_weights(nodes: list[onnx.NodeProto], constants: dict[str, Any], contents: Contents) -> None:

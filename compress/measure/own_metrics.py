@@ -28,8 +28,8 @@ def find_metrics(references: Mapping[str, str], allow_imports: Sequence[str]) ->
         allow_imports: packages whose code may run.
 
     Raises:
-        UsageError: a package is not allowed.
-        DataError: there is no such function.
+        RecipeError: a package is not allowed, or there is no such function.
+        DataError: importing its module raised an error.
     """
     for reference in references.values():
         check_allowed(reference, tuple(allow_imports))

@@ -25,8 +25,8 @@ class EpochCurves(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Log; a second `fit` counts on where the first one ended."""
         self._epochs += 1
-        numbers = {name: float(value) for name, value in (logs or {}).items()}
-        self._recorder.log({f"{self._prefix}{name}": value for name, value in numbers.items()}, self._epochs)
+        numbers = {f"{self._prefix}{name}": float(value) for name, value in (logs or {}).items()}
+        self._recorder.log(numbers, self._epochs)
 
 
 class Tracking(EpochCurves):
