@@ -24,6 +24,7 @@ _PUBLIC = {
     "GroupSparsity": "compress.channels.group_sparsity",
     "IterativeSchedule": "compress.pruning.schedules",
     "MagnitudePruning": "compress.passes.prune",
+    "Migration": "compress.legacy.migrating",
     "Pass": "compress.passes.base",
     "PolynomialSchedule": "compress.pruning.schedules",
     "PostTrainingQuantization": "compress.passes.ptq",
@@ -61,6 +62,7 @@ _PUBLIC = {
     "load_recipe": "compress.recipe",
     "measure_sensitivity": "compress.quantization.model_sensitivity",
     "measure_widths": "compress.quantization.mixed_precision",
+    "migrate_model": "compress.legacy.migrating",
     "prune_blocks": "compress.depth.pruning",
     "prune_channels": "compress.channels.pruning",
     "prune_weights": "compress.pruning.magnitude",
@@ -103,6 +105,7 @@ if TYPE_CHECKING:
     from compress.distillation import distill
     from compress.errors import BmcompressError
     from compress.finetuning import fine_tune
+    from compress.legacy.migrating import Migration, migrate_model
     from compress.low_rank.factorizing import factorize
     from compress.measure.benchmarking import benchmark_files
     from compress.measure.comparing import compare_models

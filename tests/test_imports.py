@@ -17,7 +17,7 @@ _BASE = {"errors", "options", "progress", "files", "worker", "strict_yaml", "tex
 _MODELS = {*_BASE, "models", "data"}
 _TECHNIQUE = {*_MODELS, "training"}
 _BELOW_RUNNER = {
-    *_TECHNIQUE, "pruning", "channels", "clustering", "depth", "low_rank", "targets", "quantization", "restoring", "survival", "distillation", "finetuning", "passes", "deploy", "measure", "gate", "recipe", "plan",
+    *_TECHNIQUE, "pruning", "channels", "clustering", "depth", "low_rank", "targets", "quantization", "legacy", "restoring", "survival", "distillation", "finetuning", "passes", "deploy", "measure", "gate", "recipe", "plan",
     "manifest", "run_directory", "run_result", "recipe_library", "preparation", "tracking",
 }  # fmt: skip
 
@@ -41,6 +41,7 @@ ALLOWED = {
     "depth": {*_TECHNIQUE, "depth"},
     "low_rank": {*_TECHNIQUE, "targets", "low_rank"},
     "quantization": {*_MODELS, "quantization"},
+    "legacy": {*_TECHNIQUE, "quantization", "legacy"},
     "finetuning": _TECHNIQUE,
     "distillation": _TECHNIQUE,
     "deploy": {*_MODELS, "quantization", "deploy"},
@@ -56,6 +57,7 @@ ALLOWED = {
         "quantization",
         "distillation",
         "finetuning",
+        "legacy",
         "passes",
     },
     "restoring": {*_MODELS, "quantization", "measure"},

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from compress import __version__
-from compress.cli import compare, files, gate, passes, quantization, quickstart, recipes, report, sensitivity
+from compress.cli import compare, files, gate, migrate, passes, quantization, quickstart, recipes, report, sensitivity
 from compress.cli.command import separate_native_messages
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app.command("profile")(files.profile)
 app.command("compare")(compare.compare)
 app.command("sensitivity")(sensitivity.sensitivity)
 app.command("inspect")(files.inspect)
+app.command("migrate")(migrate.migrate)
 app.command("check")(gate.check)
 app.command("report")(report.report)
 app.add_typer(gate.baseline_app, name="baseline")

@@ -51,6 +51,9 @@ TargetLatency = Annotated[
 ]
 Runtime = Annotated[str | None, typer.Option("--runtime", help="For bytes and latency: tflite (the default) or onnx.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads of that runtime; 1.")]
+Engine = Annotated[
+    str | None, typer.Option("--engine", help="Who does it: bmcompress, or tfmot on the model rebuilt in tf_keras.")
+]
 Teacher = Annotated[
     str | None, typer.Option("--teacher", help="The teacher, a .keras file; `input` is the input model.")
 ]
@@ -206,6 +209,7 @@ def prune(
     include: Include = None,
     exclude: Exclude = None,
     teacher: Teacher = None,
+    engine: Engine = None,
 ) -> OnePass:
     """Set the smallest weights to zero while training goes on; --epochs 0 needs no data."""
     from compress.errors import UsageError
@@ -227,6 +231,7 @@ def prune(
         "batch_size": batch_size,
         "include": include,
         "exclude": exclude,
+        "engine": engine,
         "teacher": {"path": teacher} if teacher not in (None, "input") else teacher,
     }
     return OnePass("prune", model, options)
@@ -402,6 +407,7 @@ def cluster(
     include: Include = None,
     exclude: Exclude = None,
     teacher: Teacher = None,
+    engine: Engine = None,
 ) -> OnePass:
     """Share a few values among the weights of each kernel while training goes on; --epochs 0 needs no data."""
     options = {
@@ -413,6 +419,7 @@ def cluster(
         "batch_size": batch_size,
         "include": include,
         "exclude": exclude,
+        "engine": engine,
         "teacher": {"path": teacher} if teacher not in (None, "input") else teacher,
     }
     return OnePass("cluster", model, options)

@@ -8,6 +8,7 @@ import typer
 
 from compress.cli.passes import (
     BatchSize,
+    Engine,
     EpochCount,
     Exclude,
     Include,
@@ -86,6 +87,7 @@ def qat(
     exclude: Exclude = None,
     max_drop: MaxDrop = None,
     io: InputsOutputs = "float32",
+    engine: Engine = None,
 ) -> OnePass:
     """Train on with the rounding of the exported file in the loop."""
     options = {
@@ -94,6 +96,7 @@ def qat(
         "learning_rate": learning_rate,
         "batch_size": batch_size,
         "ranges": ranges,
+        "engine": engine,
         "teacher": {"path": teacher} if teacher not in (None, "input") else teacher,
     }
     return OnePass("qat", model, options, io=io)

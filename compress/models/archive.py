@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 
 from compress.errors import ModelError
 from compress.models.file_kind import require_zip
-from compress.models.gatekeeper import check_classes, check_sizes, check_values
+from compress.models.gatekeeper import SizeLimit, check_classes, check_values
 from compress.models.weight_store import HeapFinder, WeightGroup, WeightStore, check_heaps
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
@@ -111,7 +111,7 @@ def read_archive(path: str | Path) -> Archive:
     except _ZIP_ERRORS as error:
         raise ModelError(_describe_damage(path, error), "Save or copy the model again.") from None
     try:
-        store = WeightStore(stream, members[WEIGHTS].file_size)
+        store = WeightStore(stream, members[WEIGHTS].file_size, WEIGHTS)
     except ModelError as error:
         stream.close()
         raise ModelError(f"{path}: {error.message}", error.help) from None
@@ -146,7 +146,7 @@ def check_archive(
     try:
         _check_version(archive.metadata)
         check_classes(config, allow_imports)
-        check_sizes(config, sum(weight.size for weight in archive.weights.all_weights()))
+        SizeLimit(sum(weight.size for weight in archive.weights.all_weights())).take(config)
         check_values(archive.weights, allow_nonfinite)
         for name in archive.assets:
             archive.read_asset(name)  # proves its checksum
@@ -199,22 +199,30 @@ def _find_problem(info: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def _read_json(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, Any]:
-    """Return a JSON object, refusing deep nesting before the parser sees it."""
-    with archive.open(info) as file:
-        content = file.read(_MAX_CONFIG_BYTES + 1)
+def parse_json(content: bytes, name: str) -> dict[str, Any]:
+    """Return the JSON object in `content`, refusing deep nesting before the parser sees it.
+
+    Raises:
+        ModelError: it is no JSON, no object, or nested too deep; the message calls it `name`.
+    """
     depth = 0
     for match in _JSON_TOKEN.finditer(content):
         first = match[0][0]
         depth += 1 if first in b"[{" else -1 if first in b"]}" else 0
         if depth > _MAX_DEPTH:
-            raise ModelError(f"{info.filename} is nested more than {_MAX_DEPTH} deep.")
+            raise ModelError(f"{name} is nested more than {_MAX_DEPTH} deep.")
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{info.filename} is not valid JSON: {' '.join(str(error).split())[:120]}") from None
+        raise ModelError(f"{name} is not valid JSON: {' '.join(str(error).split())[:120]}") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{info.filename} must hold an object. Received: {type(value).__name__}")
+        raise ModelError(f"{name} must hold an object. Received: {type(value).__name__}")
+    return value
+
+
+def _read_json(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> dict[str, Any]:
+    with archive.open(info) as file:
+        value = parse_json(file.read(_MAX_CONFIG_BYTES + 1), info.filename)
     if info.filename == CONFIG and not (isinstance(value.get("config"), dict) and "class_name" in value):
         raise ModelError(f"{CONFIG} does not describe a Keras model (class_name and config are missing).")
     return value
@@ -236,7 +244,7 @@ def _open_member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) ->
                 copy.write(block)
     stream = cast("BinaryIO", copy) if copy is not None else _open_window(path, info)
     try:
-        check_heaps(stream, finder.offsets, info.file_size)
+        check_heaps(stream, finder.offsets, info.file_size, info.filename)
     except ModelError:
         stream.close()
         raise
@@ -291,6 +299,11 @@ def _check_version(metadata: dict[str, Any]) -> None:
     major = version.partition(".")[0]
     if major.isdigit() and int(major) > 3:
         raise ModelError(f"saved by Keras {version[:20]}; Keras 3 cannot open it.", "Save it with Keras 3.")
+    if major == "2":
+        raise ModelError(
+            f"saved by Keras {version[:20]}, which Keras 3 does not open.",
+            "Migrate it: bmcompress migrate OLD.keras -o NEW.keras",
+        )
 
 
 def _describe_damage(path: Path, error: Exception) -> str:

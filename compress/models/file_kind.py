@@ -7,8 +7,9 @@ from pathlib import Path
 from compress.errors import ModelError
 
 _SAVE_AGAIN = "Load it with the Keras that saved it, then model.save('model.keras')."
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 _KINDS: tuple[tuple[bytes, int, str, str | None], ...] = (
-    (b"\x89HDF\r\n\x1a\n", 0, "an HDF5 file (a legacy .h5 model or weights)", _SAVE_AGAIN),
+    (_HDF5, 0, "an HDF5 file (a model or weights of Keras 2)", "Migrate it: bmcompress migrate OLD.h5 -o NEW.keras"),
     (b"TFL3", 4, "a TFLite model", "Pass the .keras file that it was exported from."),
     (b"\x89PNG\r\n\x1a\n", 0, "a PNG image", None),
     (b"GIF8", 0, "a GIF image", None),
@@ -30,6 +31,23 @@ _ONNX_PRODUCER_FIELD = 0x12
 
 def require_zip(path: Path) -> None:
     """Raise ModelError that names what `path` is, unless its content starts like a zip archive."""
+    head, size = _read_head(path)
+    if not head.startswith(b"PK\x03\x04"):
+        kind, way_out = _identify(head)
+        raise ModelError(f"{path} is {kind}, not a .keras file ({size:,} bytes).", way_out)
+
+
+def is_hdf5(path: Path) -> bool:
+    """Return whether the content of `path` starts like an HDF5 file.
+
+    Raises:
+        ModelError: it is missing, no regular file, or cannot be read.
+    """
+    return _read_head(path)[0].startswith(_HDF5)
+
+
+def _read_head(path: Path) -> tuple[bytes, int]:
+    """Return the first bytes of a file, and how many it has."""
     if path.is_dir():
         raise _refuse_directory(path)
     try:
@@ -37,15 +55,12 @@ def require_zip(path: Path) -> None:
         if not path.is_file():
             raise ModelError(f"{path} is not a regular file.", "Pass the path of a .keras file.")
         with path.open("rb") as file:
-            head = file.read(1024)
+            return file.read(1024), size
     except FileNotFoundError:
         raise ModelError(f"{path} does not exist.", "Pass the path of a .keras file.") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ModelError(f"{path} cannot be read: {reason}") from None
-    if not head.startswith(b"PK\x03\x04"):
-        kind, way_out = _identify(head)
-        raise ModelError(f"{path} is {kind}, not a .keras file ({size:,} bytes).", way_out)
 
 
 def _refuse_directory(path: Path) -> ModelError:

@@ -76,9 +76,9 @@ def check_classes(config: dict[str, Any], allow_imports: tuple[str, ...] = ()) -
             raise problem
         if _is_keras(node):
             continue
-        name, packages = describe_custom(node)
+        _name, packages = describe_custom(node)
         if not set(packages) & set(allow_imports):
-            raise _refuse_custom(name, where, packages)
+            raise refuse_custom(node, where)
 
 
 def custom_classes(config: dict[str, Any]) -> list[str]:
@@ -118,22 +118,32 @@ def is_torch_optimizer(class_name: str, module: Any) -> bool:
     )
 
 
-def check_sizes(config: dict[str, Any], stored_elements: int) -> None:
-    """Raise ModelError if layers ask for more weights than are stored: Keras allocates before it compares."""
-    total, limit = 0, _SIZE_FACTOR * stored_elements + _SIZE_SLACK
-    for node, where in _objects(config, "the model"):
-        inner = node.get("config")
-        if not isinstance(inner, dict):
-            continue
-        if node["class_name"] == "InputLayer" and _elements(inner.get("batch_shape")) > _MAX_INPUT_ELEMENTS:
-            raise ModelError(f"{where} declares an input that cannot fit in memory: {inner['batch_shape']}")
-        asked = _implied_elements(node["class_name"], inner, node)
-        total += asked
-        if total > limit:
-            raise ModelError(
-                f"{where} asks for {asked:,} weights, but the file holds {stored_elements:,} in all: "
-                "a size bomb, or weights that are missing."
-            )
+class SizeLimit:
+    """Counts the weights that layers ask for, up to what is stored: Keras allocates before it compares.
+
+    Args:
+        stored_elements: how many numbers are stored.
+    """
+
+    def __init__(self, stored_elements: int):
+        self._stored = stored_elements
+        self._limit, self._taken = _SIZE_FACTOR * stored_elements + _SIZE_SLACK, 0
+
+    def take(self, node: dict[str, Any]) -> None:
+        """Count a serialised model or layer; raise ModelError if it and those before ask for too much."""
+        for each, where in _objects(node, "the model"):
+            inner = each.get("config")
+            if not isinstance(inner, dict):
+                continue
+            if each["class_name"] == "InputLayer" and _elements(inner.get("batch_shape")) > _MAX_INPUT_ELEMENTS:
+                raise ModelError(f"{where} declares an input that cannot fit in memory: {inner['batch_shape']}")
+            asked = _implied_elements(each["class_name"], inner, each)
+            self._taken += asked
+            if self._taken > self._limit:
+                raise ModelError(
+                    f"{where} asks for {asked:,} weights, but the file holds {self._stored:,} in all: "
+                    "a size bomb, or weights that are missing."
+                )
 
 
 def check_values(weights: WeightGroup, allow_nonfinite: bool) -> None:
@@ -218,7 +228,9 @@ def _is_keras_module(module: str) -> bool:
     return module in _KERAS_MODULES or module.startswith(_KERAS_PACKAGES)
 
 
-def _refuse_custom(name: str, where: str, packages: list[str]) -> ModelError:
+def refuse_custom(node: dict[str, Any], where: str) -> ModelError:
+    """Return the error for an object whose class is neither Keras' own nor allowed."""
+    name, packages = describe_custom(node)
     if not packages:
         return ModelError(f"{where} names {name!r}, which is no layer or function that a model may use.")
     package = packages[0]

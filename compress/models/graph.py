@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -420,15 +420,19 @@ def _tensors(structure: Any) -> list[keras.KerasTensor]:
 
 
 def name_outputs_as(model: keras.Model, original: keras.Model) -> keras.Model:
-    """Return `model` with the output names of `original`, which losses, metrics and exported files go by.
+    """Return `model` with the output names of `original`, the model that it was made from; see `rename_outputs`."""
+    return rename_outputs(model, output_names(original))
+
+
+def rename_outputs(model: keras.Model, names: Sequence[str]) -> keras.Model:
+    """Return `model` with other output names, which losses, metrics and exported files go by.
 
     Args:
         model: a functional model of your own; its last operations get other names.
-        original: the model that it was made from.
+        names: a name for each output.
     """
     graph = trace_graph(model)
     last = [graph.producer(tensor) for tensor in _tensors(graph.outputs)]
-    names = output_names(original)
     distinct = {id(node.operation) for node in last if node}
     if len(names) != len(last) or len(distinct) != len(last):
         return model  # outputs that are inputs, or that one operation makes, have no names of their own

@@ -1,4 +1,4 @@
-"""The weights of a `.keras` archive: a tree of HDF5 groups, checked before any number is read.
+"""The weights in a `.keras` archive or a legacy `.h5` file: a tree of HDF5 groups, checked before a number is read.
 
 HDF5 can point at other files, at other datasets and at storage that does not exist; Keras writes none of
 these, so all are refused.
@@ -111,7 +111,7 @@ class HeapFinder:
         self._tail = content[-(len(_HEAP_MARK) - 1) :]
 
 
-def check_heaps(stream: BinaryIO, offsets: list[int], size_bytes: int) -> None:
+def check_heaps(stream: BinaryIO, offsets: list[int], size_bytes: int, label: str) -> None:
     """Raise ModelError for a global heap whose entries do not fill it: HDF5 would read it for ever."""
     steps = 0
     for offset in offsets:
@@ -124,7 +124,7 @@ def check_heaps(stream: BinaryIO, offsets: list[int], size_bytes: int) -> None:
             step = size if index == 0 else _HEAP_ENTRY.size + (size + 7) // 8 * 8
             steps += 1
             if step < _HEAP_ENTRY.size or position + step > end or steps > _MAX_OBJECTS:
-                raise ModelError(f"model.weights.h5 is damaged: a broken string heap at byte {offset:,}")
+                raise ModelError(f"{label} is damaged: a broken string heap at byte {offset:,}")
             position += step
 
 
@@ -134,19 +134,21 @@ class WeightStore:
     Args:
         stream: a seekable HDF5 file.
         size_bytes: its length.
+        label: what errors call it.
 
     Raises:
         ModelError: it is not HDF5, damaged, or uses a feature that Keras does not write.
     """
 
-    def __init__(self, stream: BinaryIO, size_bytes: int):
+    def __init__(self, stream: BinaryIO, size_bytes: int, label: str):
+        self._label = label
         self._size_bytes = size_bytes
         self._declared_bytes = 0
         self._visited: set[int] = set()
         try:
             self._file = h5py.File(stream, "r")
         except HDF5_ERRORS as error:
-            raise ModelError(f"model.weights.h5 is damaged: {_one_line(error)}") from None
+            raise ModelError(f"{self._label} is damaged: {_one_line(error)}") from None
         self.root = WeightGroup("")
         try:
             self._read_group(self._file, self.root, 0)
@@ -154,26 +156,76 @@ class WeightStore:
             self.close()
             if isinstance(error, ModelError):
                 raise
-            raise ModelError(f"model.weights.h5 is damaged: {_one_line(error)}") from None
+            raise ModelError(f"{self._label} is damaged: {_one_line(error)}") from None
 
     def close(self) -> None:
         """Close the file; weights that were not read yet cannot be read any more."""
         self._file.close()
 
+    def read_text(self, path: str, name: str) -> str | None:
+        """Return the attribute `name` of the group at `path` as text, or `None` where it is missing.
+
+        Raises:
+            ModelError: it is no text, or damaged.
+        """
+        value = self._read_attribute(path, name)
+        if value is None or isinstance(value, str):
+            return value
+        raise ModelError(f"{self._label}: the attribute {name!r} is no text.")
+
+    def read_names(self, path: str, name: str) -> list[str]:
+        """Return the list of names in an attribute, which Keras splits where it is long; empty where it is missing.
+
+        Raises:
+            ModelError: it is no list of names, or damaged.
+        """
+        value = self._read_attribute(path, name)
+        if value is None:
+            parts = []
+            while (part := self._read_attribute(path, f"{name}{len(parts)}")) is not None:
+                parts.append(part)
+            value = [item for part in parts for item in (part if isinstance(part, list) else [None])]
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise ModelError(f"{self._label}: the attribute {name!r} is no list of names.")
+        return value
+
+    def _read_attribute(self, path: str, name: str) -> Any:
+        """Return text, a list of texts, or another value; HDF5 allocates what the file declares, so that is checked."""
+        try:
+            node = self._file[path or "/"]
+            if name not in node.attrs:
+                return None
+            found = node.attrs.get_id(name)
+            declared = prod(found.shape or ()) * found.dtype.itemsize
+            if declared > self._size_bytes:
+                raise ModelError(f"{self._label}: the attribute {name!r} declares {declared:,} bytes: a shape bomb.")
+            value = node.attrs[name]
+        except HDF5_ERRORS as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"{self._label} is damaged: {_one_line(error)}") from None
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        try:
+            if isinstance(value, list):
+                return [item.decode() if isinstance(item, bytes) else item for item in value]
+            return value.decode() if isinstance(value, bytes) else value
+        except UnicodeDecodeError:
+            raise ModelError(f"{self._label}: the attribute {name!r} is no text.") from None
+
     def _read_group(self, source: h5py.Group, target: WeightGroup, depth: int) -> None:
         if depth > _MAX_DEPTH:
-            raise ModelError(f"model.weights.h5: groups are nested more than {_MAX_DEPTH} deep.")
+            raise ModelError(f"{self._label}: groups are nested more than {_MAX_DEPTH} deep.")
         for key in source:
             link = source.get(key, getlink=True)
             path = f"{source.name.strip('/')}/{key}".strip("/")
             if not isinstance(link, h5py.HardLink):
-                raise ModelError(f"model.weights.h5: {path!r} is a {type(link).__name__}; Keras writes none.")
+                raise ModelError(f"{self._label}: {path!r} is a {type(link).__name__}; Keras writes none.")
             node = source[key]
             self._visit(node, path)
             if isinstance(node, h5py.Dataset):
                 target.weights.append(self._read_dataset(node, path, key))
             elif not isinstance(node, h5py.Group):
-                raise ModelError(f"model.weights.h5: {path!r} is neither a group nor an array.")
+                raise ModelError(f"{self._label}: {path!r} is neither a group nor an array.")
             elif key == "vars":
                 target.name = _read_name(node)
                 self._read_group(node, target, depth + 1)
@@ -187,25 +239,25 @@ class WeightStore:
         """Count the object, and refuse one that was seen before (a cycle, or one array under many names)."""
         address = h5py.h5o.get_info(node.id).addr
         if address in self._visited:
-            raise ModelError(f"model.weights.h5: {path!r} is a second name for another object; Keras writes none.")
+            raise ModelError(f"{self._label}: {path!r} is a second name for another object; Keras writes none.")
         self._visited.add(address)
         if len(self._visited) > _MAX_OBJECTS:
-            raise ModelError(f"model.weights.h5 holds more than {_MAX_OBJECTS:,} objects.")
+            raise ModelError(f"{self._label} holds more than {_MAX_OBJECTS:,} objects.")
 
     def _read_dataset(self, dataset: h5py.Dataset, path: str, key: str) -> StoredWeight:
         problem = _find_problem(dataset)
         if problem:
-            raise ModelError(f"model.weights.h5: {path!r} {problem}; Keras writes none.")
+            raise ModelError(f"{self._label}: {path!r} {problem}; Keras writes none.")
         is_bfloat16 = dataset.dtype.kind == "V" and str(dataset.attrs.get("dtype")) == "bfloat16"
         if dataset.dtype.kind not in "fiub" and not (is_bfloat16 and dataset.dtype.itemsize == 2):
-            raise ModelError(f"model.weights.h5: {path!r} holds no numbers. Received: dtype={dataset.dtype}")
+            raise ModelError(f"{self._label}: {path!r} holds no numbers. Received: dtype={dataset.dtype}")
         declared = prod(dataset.shape) * dataset.dtype.itemsize  # exact: Python integers do not overflow
         stored = dataset.id.get_storage_size()
         self._declared_bytes += declared
         limit = min(stored, self._size_bytes) * 1.05 + _SLACK_BYTES
         if declared > limit or self._declared_bytes > self._size_bytes * 1.05 + _SLACK_BYTES:
             raise ModelError(
-                f"model.weights.h5: {path!r} declares {declared:,} bytes and stores {stored:,}: "
+                f"{self._label}: {path!r} declares {declared:,} bytes and stores {stored:,}: "
                 "a shape bomb or a damaged file."
             )
         dtype = "bfloat16" if is_bfloat16 else dataset.dtype.name

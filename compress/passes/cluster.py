@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from compress.passes.base import Pass
+from compress.passes.engines import EngineOption
 from compress.passes.holding import hold_structure
 from compress.passes.training import TeacherOption, resolve_teacher, train_copy
 from compress.training.options import Training
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from compress.data.split import Data
 
 
-class WeightClustering(Training, Pass):
+class WeightClustering(EngineOption, Training, Pass):
     """Share a few values among the weights of each kernel, and train these values (Han 2016, arXiv:1510.00149).
 
     The file gets smaller when it is compressed. Runtimes do not get faster from it.
@@ -43,8 +44,27 @@ class WeightClustering(Training, Pass):
     teacher: TeacherOption = None
     """A model that teaches meanwhile: a `.keras` file, or `input` for the model that the recipe starts from."""
 
+    @classmethod
+    def ours_alone(cls) -> tuple[str, ...]:
+        """Return the names of options that tfmot has no counterpart for."""
+        return ("teacher",)
+
     def apply(self, model: keras.Model, data: Data) -> keras.Model:
         """Return a clustered copy of `model`."""
+        if self.engine == "tfmot":
+            from compress.legacy.engine import cluster_with_tfmot
+
+            return cluster_with_tfmot(
+                model,
+                data,
+                self,
+                self.clusters,
+                initialisation=self.initialisation,
+                per_channel=self.granularity == "per_channel",
+                keep_zeros=self.keep_zeros,
+                include=self.include,
+                exclude=self.exclude,
+            )
         options = {
             "initialisation": self.initialisation,
             "granularity": self.granularity,
@@ -69,6 +89,7 @@ class WeightClustering(Training, Pass):
         from compress.models.selection import select_trainable
 
         select_trainable(model, self.include, self.exclude, verb="cluster")
+        self.check_engine(model)
 
     def expectations(self) -> list[str]:
         """Return what shared values do not do."""

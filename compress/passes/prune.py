@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from glob import escape
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from compress.errors import UsageError
 from compress.options import parse_fraction
 from compress.passes.base import Pass
+from compress.passes.engines import EngineOption
 from compress.passes.training import TeacherOption, resolve_teacher, train_copy
-from compress.pruning.schedules import PolynomialSchedule, Regrowth, Schedule
+from compress.pruning.schedules import PolynomialSchedule, Regrowth, Schedule, StepSchedule
+from compress.pruning.tfmot_schedules import adopt_schedule, is_tfmot_schedule
 from compress.training.options import Training
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ Sparsity = Annotated[float, Field(ge=0, lt=1), BeforeValidator(parse_fraction, j
 """A fraction of zeros, such as `0.8` or `80%`."""
 
 
-class MagnitudePruning(Training, Pass):
+class MagnitudePruning(EngineOption, Training, Pass):
     """Set the least important weights to zero while training goes on (Zhu and Gupta 2017, arXiv:1710.01878).
 
     The file gets smaller when it is compressed. Runtimes that have no sparse kernels do not get faster from it.
@@ -61,16 +63,44 @@ class MagnitudePruning(Training, Pass):
     teacher: TeacherOption = None
     """A model that teaches meanwhile: a `.keras` file, or `input` for the model that the recipe starts from."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_tfmot_schedule(cls, values: Any) -> Any:
+        """Take a schedule object of tfmot, and the final sparsity from a schedule that says it."""
+        if not isinstance(values, dict) or values.get("schedule") is None:
+            return values
+        schedule = values["schedule"]
+        schedule = adopt_schedule(schedule) if is_tfmot_schedule(schedule) else schedule
+        final = schedule.get("final_sparsity") if isinstance(schedule, dict) else None
+        final = schedule.final_sparsity if isinstance(schedule, StepSchedule) else final
+        if final is not None and values.get("sparsity") is None:
+            values = {**values, "sparsity": final}
+        return {**values, "schedule": schedule}
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
+        if isinstance(self.schedule, StepSchedule) and self.sparsity != self.schedule.final_sparsity:
+            raise ValueError(
+                f"expected one final sparsity. Received: sparsity={self.sparsity}, and {self.schedule.final_sparsity} "
+                "in the schedule"
+            )
         if self.sparsity is None and ":" not in self.pattern:
             raise ValueError(f"expected a sparsity, such as 80%, for the pattern {self.pattern}. Received: none")
+        if self.engine == "tfmot" and self.schedule.type == "iterative":
+            raise ValueError("expected a constant or polynomial schedule with engine: tfmot. Received: iterative")
         if self.regrow and self.epochs == 0:
             raise ValueError("expected epochs of training to regrow weights in. Received: epochs=0")
         return self
 
+    @classmethod
+    def ours_alone(cls) -> tuple[str, ...]:
+        """Return the names of options that tfmot has no counterpart for."""
+        return ("score", "distribution", "profile", "regrow", "reestimate_batch_norm", "teacher")
+
     def apply(self, model: keras.Model, data: Data) -> keras.Model:
         """Return a sparse copy of `model`."""
+        if self.engine == "tfmot":
+            return self._apply_tfmot(model, data)
         options = {
             "include": self._included(model),
             "exclude": self.exclude,
@@ -100,6 +130,7 @@ class MagnitudePruning(Training, Pass):
         from compress.pruning.masks import require_plan, resolve_sparsity
         from compress.pruning.selection import select_kernels
 
+        self.check_engine(model)
         kernels, layouts, _ = select_kernels(model, self._included(model), self.exclude)
         sparsity = resolve_sparsity(self.sparsity, self.pattern)
         if self.profile:
@@ -131,6 +162,25 @@ class MagnitudePruning(Training, Pass):
     @property
     def _reads_data(self) -> bool:
         return self.score == "taylor" or self.distribution == "sensitivity" or self.regrow is not None
+
+    def _apply_tfmot(self, model: keras.Model, data: Data) -> keras.Model:
+        from compress.legacy.engine import Growth, prune_with_tfmot
+        from compress.pruning.masks import resolve_sparsity
+
+        def growth(steps: int) -> Growth:
+            schedule = self.schedule
+            schedule = schedule.in_training(steps) if isinstance(schedule, StepSchedule) else schedule
+            return Growth(
+                final=resolve_sparsity(self.sparsity, self.pattern),
+                begin=schedule.begin,
+                end=schedule.end,
+                initial=getattr(schedule, "initial_sparsity", 0.0),
+                power=getattr(schedule, "power", 1.0),
+                frequency=schedule.frequency,
+            )
+
+        which = {"pattern": self.pattern, "include": self.include, "exclude": self.exclude}
+        return prune_with_tfmot(model, data, self, growth, **which)
 
     def _included(self, model: keras.Model) -> tuple[str, ...]:
         if self.profile is None:

@@ -18,7 +18,7 @@ from compress.pruning.masked_weights import MaskConstraint
 from compress.pruning.options import ScheduleLike, make_options
 from compress.pruning.patterns import Pattern
 from compress.pruning.pruner import ScheduledMasks
-from compress.pruning.schedules import Regrowth
+from compress.pruning.schedules import Regrowth, StepSchedule
 from compress.pruning.scores import ScoreLike
 from compress.training.weight_constraints import remove_constraints
 
@@ -39,7 +39,8 @@ class Pruning(keras.callbacks.Callback):
     Args:
         sparsity: final fraction of zeros in the selected kernels, at least 0 and less than 1, met exactly. May be
             left out with an N:M pattern, which implies it.
-        schedule: how sparsity grows, in fractions of this training.
+        schedule: how sparsity grows, in fractions of this training; or a `PolynomialDecay` or `ConstantSparsity` of
+            tfmot, in its steps, which says the final sparsity, too.
         include: shell patterns over layer or kernel paths (`"encoder/conv*"`).
         exclude: shell patterns over layers or kernels to leave alone.
         score: importance of a weight: `"magnitude"`, `"random"`, `"taylor"`, `"movement"`, or a function
@@ -101,14 +102,17 @@ class Pruning(keras.callbacks.Callback):
         params = self.params or {}
         self._epochs: int = params.get("epochs", 1)
         self._steps: int | None = params.get("steps")  # per epoch
-        if self._steps is None and self._epochs < 2 and self.schedule.end > 0:
+        in_steps = isinstance(self.schedule, StepSchedule)
+        if self._steps is None and (in_steps or (self._epochs < 2 and self.schedule.end > 0)):
             raise UsageError(
-                "expected a training whose length is known. Received: 1 epoch of unknown length",
-                "Pass steps_per_epoch to fit, train for two epochs or more, or use ConstantSchedule().",
+                f"expected a training whose length is known. Received: {self._epochs} epochs of unknown length",
+                "Pass steps_per_epoch to fit, "
+                + ("or use a schedule of compress." if in_steps else "train longer, or use ConstantSchedule()."),
             )
         self._epoch: int | None = None
         self._batches_seen = 0
-        self._masks = ScheduledMasks(self.model, self._options)
+        options = self._options.for_training(self._epochs * self._steps) if in_steps else self._options
+        self._masks = ScheduledMasks(self.model, options)
         self.kernels, self.skipped = self._masks.masked.kernels, self._masks.masked.skipped
         self._at_once = max(1, getattr(self._masks.masked.model, "steps_per_execution", 1) or 1)
         if self._steps:

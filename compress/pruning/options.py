@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from compress.errors import UsageError
 from compress.pruning.distributions import DISTRIBUTIONS, MEASURED, DistributionLike
 from compress.pruning.masks import resolve_sparsity
 from compress.pruning.patterns import Pattern, parse_pattern
-from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule, Regrowth
+from compress.pruning.schedules import ConstantSchedule, IterativeSchedule, PolynomialSchedule, Regrowth, StepSchedule
 from compress.pruning.scores import Score, ScoreLike, find_score
+from compress.pruning.tfmot_schedules import adopt_schedule, is_tfmot_schedule
 
-ScheduleLike = ConstantSchedule | PolynomialSchedule | IterativeSchedule
+ScheduleLike = ConstantSchedule | PolynomialSchedule | IterativeSchedule | StepSchedule
+"""Ours, and those of tfmot, which are in training steps until the length of the training is known."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,21 @@ class PruningOptions:
 
     def __post_init__(self) -> None:
         _require_known(self.distribution)
+        if not isinstance(self.schedule, StepSchedule):
+            self._check_start()
+        wants = "regrow" if self.regrow else f"the score {self.score_name}" if self.score.needs_gradients else None
+        if wants and self.data is None:
+            raise UsageError(f"{wants} needs data to compute gradients from. Received: data=None", "Pass data=(x, y).")
+        if self.distribution == MEASURED and self.data is None:
+            raise UsageError(f"the distribution {MEASURED} needs data to measure on. Received: data=None")
+
+    def for_training(self, steps: int) -> PruningOptions:
+        """Return the options with a schedule in fractions of a training of so many steps."""
+        if not isinstance(self.schedule, StepSchedule):
+            return self
+        return replace(self, schedule=self.schedule.in_training(steps))
+
+    def _check_start(self) -> None:
         start = self.schedule.sparsity_at(0.0, self.sparsity)
         first = self.schedule.sparsity_at(self.schedule.begin, self.sparsity)
         if max(start, first) > self.sparsity:
@@ -50,11 +67,6 @@ class PruningOptions:
                 f"Received: a schedule with sparsity {start:.4g} at the start",
                 "Give the schedule a later begin, such as begin=0.1.",
             )
-        wants = "regrow" if self.regrow else f"the score {self.score_name}" if self.score.needs_gradients else None
-        if wants and self.data is None:
-            raise UsageError(f"{wants} needs data to compute gradients from. Received: data=None", "Pass data=(x, y).")
-        if self.distribution == MEASURED and self.data is None:
-            raise UsageError(f"the distribution {MEASURED} needs data to measure on. Received: data=None")
 
 
 def make_options(
@@ -71,6 +83,16 @@ def make_options(
 ) -> PruningOptions:
     """Return the options with names resolved, or raise UsageError."""
     chosen = parse_pattern(pattern)
+    if is_tfmot_schedule(schedule):
+        schedule = adopt_schedule(schedule)
+    if isinstance(schedule, StepSchedule):
+        if sparsity is not None and sparsity != schedule.final_sparsity:
+            raise UsageError(
+                f"expected one final sparsity. Received: sparsity={sparsity}, and {schedule.final_sparsity} in the "
+                "schedule",
+                "Leave out sparsity.",
+            )
+        sparsity = schedule.final_sparsity if ":" not in str(pattern) else sparsity
     return PruningOptions(
         sparsity=resolve_sparsity(sparsity, chosen),
         schedule=schedule if schedule is not None else PolynomialSchedule(),

@@ -51,7 +51,7 @@ class Pruner:
         sparsity: final fraction of zeros in the selected kernels, at least 0 and less than 1, met exactly. May be
             left out with an N:M pattern, which implies it.
         steps: training steps in all; `step` is called after each.
-        schedule: how sparsity grows, in fractions of the training.
+        schedule: how sparsity grows, in fractions of the training; or a schedule of tfmot, in its steps.
         include: shell patterns over layer or kernel paths (`"encoder/conv*"`).
         exclude: shell patterns over layers or kernels to leave alone.
         score: importance of a weight: `"magnitude"`, `"random"`, `"taylor"`, `"movement"`, or a function
@@ -98,7 +98,7 @@ class Pruner:
         options = make_options(sparsity, schedule, include, exclude, score, distribution, pattern, regrow, data, seed)
         self.steps = int(steps)
         self._done = 0
-        self._progress = ScheduledMasks(model, options)
+        self._progress = ScheduledMasks(model, options.for_training(self.steps))
         self._progress.require_length(self.steps)
         self._progress.advance(0, self.steps)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from compress.errors import UsageError
 from compress.options import Options, Share, parse_fraction
 
 Start = Annotated[float, BeforeValidator(parse_fraction), Field(ge=0, lt=1)]
@@ -120,7 +121,49 @@ class IterativeSchedule(Options):
         return final if rounds == self.rounds else 1 - (1 - final) ** (rounds / self.rounds)
 
 
-Schedule = Annotated[ConstantSchedule | PolynomialSchedule | IterativeSchedule, Field(discriminator="type")]
+class StepSchedule(Options):
+    """Sparsity that grows between two training steps, as tfmot has it, whatever the length of the training."""
+
+    type: Literal["steps"] = "steps"
+    final_sparsity: Share
+    """Sparsity at the end."""
+    initial_sparsity: Share = 0.0
+    """Sparsity at `begin_step`."""
+    begin_step: Annotated[int, Field(ge=0)] = 0
+    """The step at which pruning starts."""
+    end_step: Annotated[int, Field(ge=0)]
+    """The step at which the final sparsity is reached; `begin_step` for all at once."""
+    power: Annotated[float, Field(gt=0)] = 3.0
+    """Exponent of the polynomial."""
+    frequency: Annotated[int, Field(ge=1)] = 100
+    """Training steps between mask updates; the end is one, too."""
+
+    def in_training(self, steps: int) -> ConstantSchedule | PolynomialSchedule:
+        """Return the schedule in fractions of a training of so many steps.
+
+        Raises:
+            UsageError: the training ends before the schedule does.
+        """
+        if max(self.begin_step + 1, self.end_step) > steps:
+            raise UsageError(
+                f"expected a schedule that ends before the training of {steps} steps does. Received: an end at step "
+                f"{max(self.begin_step, self.end_step)}",
+                "Train for more steps, or let the schedule end earlier.",
+            )
+        if self.end_step <= self.begin_step:
+            return ConstantSchedule(begin=self.begin_step / steps)
+        return PolynomialSchedule(
+            begin=self.begin_step / steps,
+            end=min(self.end_step / steps, math.nextafter(1.0, 0.0)),
+            initial_sparsity=self.initial_sparsity,
+            power=self.power,
+            frequency=self.frequency,
+        )
+
+
+Schedule = Annotated[
+    ConstantSchedule | PolynomialSchedule | IterativeSchedule | StepSchedule, Field(discriminator="type")
+]
 """Any of the schedules; in YAML, `type` tells which."""
 
 

@@ -315,6 +315,11 @@ class QuantizedLayer(keras.layers.Wrapper):
         """
         return {name: self._stored(name).scale for name, each in self.formats.items() if each.dtype == "int"}
 
+    def set_scales(self, scales: Mapping[str, np.ndarray]) -> None:
+        """Set the scales of weights whose format keeps them in a variable, by weight name."""
+        for name, scale in scales.items():
+            self._inside.scales[name].assign(scale)
+
     @contextmanager
     def hold_scales(self, scales: Mapping[str, np.ndarray]) -> Iterator[None]:
         """Compute with constant scales, in a third of the operations; a function traced meanwhile keeps them."""

@@ -44,6 +44,11 @@ def observed_by(*callbacks: keras.callbacks.Callback) -> Iterator[None]:
         _observers.reset(token)
 
 
+def current_observers() -> tuple[keras.callbacks.Callback, ...]:
+    """Return the callbacks that `observed_by` has every training call."""
+    return _observers.get()
+
+
 def build_optimizer(training: Training, total_steps: int, model: keras.Model) -> keras.optimizers.Optimizer:
     """Return a fresh optimizer for `total_steps` steps; it scales the loss if `model` uses float16."""
     rate: Any = training.base_rate()
@@ -137,7 +142,7 @@ def fit_guarded(
         if streamed:
             arguments = _stream_arguments(source, steps)
         try:
-            called = [*callbacks, guard, *_observers.get()]
+            called = [*callbacks, guard, *current_observers()]
             history = model.fit(**arguments, epochs=training.epochs, verbose=0, callbacks=called)
         except BmcompressError:
             raise

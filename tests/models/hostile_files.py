@@ -168,7 +168,7 @@ def no_models(folder: Path, marker: Path) -> dict[str, tuple[Path, str]]:
     }
     files = {"missing": (folder / "nowhere.keras", "does not exist"), "directory": (folder, "is a directory")}
     files["saved_model"] = (saved_model, "a SavedModel directory")
-    files["hdf5"] = (legacy, "a legacy .h5 model")
+    files["hdf5"] = (legacy, "a model or weights of Keras 2")
     for name, (content, reason) in contents.items():
         (folder / f"{name}.keras").write_bytes(content)
         files[name] = (folder / f"{name}.keras", reason)
