@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each cell (default: 3)")
     parser.add_argument("--epochs", type=int, default=2, help="of each training (default: 2)")
-    parser.add_argument("--train", type=int, default=10000, help="training samples at most (default: 10000)")
+    parser.add_argument("--train", type=int, default=8000, help="training samples at most (default: 8000)")
     parser.add_argument("--rounds", type=int, default=7, help="of timed trainings (default: 7)")
     parser.add_argument("--steps", type=int, default=30, help="of one timed training (default: 30)")
     parser.add_argument("--processes", type=int, default=2, help="trainings at the same time (default: 2)")
@@ -90,12 +91,13 @@ def write_files(name: str, tool: str, arguments: argparse.Namespace) -> None:
     use_one_thread()
     from compress.deploy.runtimes import open_runtime, predict
 
+    job = make_job(name, 0, arguments, arguments.train)
+    jobs = [replace(job, seed=seed, kept={}) for seed in range(arguments.seeds)]
     for setting, seed in itertools.product(arguments.settings, range(arguments.seeds)):
         stem = folder_of(arguments) / f"{name}-{setting.replace(' ', '-').replace('%', '')}-{tool}-{seed}"
         if arguments.reuse and stem.with_suffix(".json").exists():
             continue
-        start = time.perf_counter()
-        job = make_job(name, seed, arguments, arguments.train)
+        start, job = time.perf_counter(), jobs[seed]
         file = stem.with_suffix(".tflite")
         answers = TOOLS[tool](job, SETTINGS[setting], file).argmax(-1)
         (outputs,) = predict(open_runtime(file), job.arrays.x_test)

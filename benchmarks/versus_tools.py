@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from quantization_nets import Arrays, Net
 from quantization_peers import BATCH_SIZE, annotate_known, copy_weights
 from sparsity_tools import CLUSTERING_RATE, FREQUENCY, PRUNING_RATE, growth_of
 
-SETTINGS: dict[str, tuple[tuple[str, float], ...]] = {
+Steps = tuple[tuple[str, float], ...]
+SETTINGS: dict[str, Steps] = {
     "prune 50%": (("prune", 0.5),),
     "prune 80%": (("prune", 0.8),),
     "cluster 16": (("cluster", 16),),
@@ -33,13 +34,14 @@ WARM_UP = 4  # steps of each timed training that are not counted: compilation
 
 @dataclass
 class Job:
-    """What a tool works with: a net, its samples, how long each training is, and the seed of its order."""
+    """What a tool works with: a net, its samples, epochs of each training, the seed of its order, and what it made."""
 
     net: Net
     arrays: Arrays
     keras_file: Path
     epochs: int
     seed: int
+    kept: dict[Steps, Any] = field(default_factory=dict)
 
     @property
     def data(self) -> tuple[np.ndarray, np.ndarray]:
@@ -68,16 +70,24 @@ def ours_step(job: Job, model: Any, kind: str, value: float) -> Any:
     return done(model, job.data)
 
 
-def ours(job: Job, steps: tuple[tuple[str, float], ...], file: Path) -> np.ndarray:
-    """Write the file, and return what the trained model answers on the test samples."""
+def ours_model(job: Job, steps: Steps) -> Any:
+    """Return the net after these steps; the model before the last one is kept, as settings begin alike."""
     import keras
 
+    if not steps:
+        return keras.saving.load_model(job.keras_file, compile=False)
+    if steps not in job.kept:
+        before = ours_model(job, steps[:-1])
+        keras.utils.set_random_seed(job.seed)
+        job.kept[steps] = ours_step(job, before, *steps[-1])
+    return job.kept[steps]
+
+
+def ours(job: Job, steps: Steps, file: Path) -> np.ndarray:
+    """Write the file, and return what the trained model answers on the test samples."""
     import compress
 
-    keras.utils.set_random_seed(job.seed)
-    model = keras.saving.load_model(job.keras_file, compile=False)
-    for kind, value in steps:
-        model = ours_step(job, model, kind, value)
+    model = ours_model(job, steps)
     compress.export_model(model, file, samples=job.arrays.x_train[:64])
     return np.asarray(model.predict(job.arrays.x_test, batch_size=256, verbose=0))
 
@@ -125,19 +135,32 @@ def tfmot_model(job: Job) -> Any:
     return model
 
 
-def tfmot(job: Job, steps: tuple[tuple[str, float], ...], file: Path) -> np.ndarray:
-    """Write the file, and return what the trained model answers on the test samples."""
-    import tensorflow as tf
+def tfmot_trained(job: Job, steps: Steps) -> Any:
+    """Return the tf_keras net after these steps; only weights are kept, as tfmot changes the models that it wraps."""
     import tf_keras
 
-    tf_keras.utils.set_random_seed(job.seed)
     model = tfmot_model(job)
-    for kind, value in steps:
-        wrapped, callbacks, strip, rate = tfmot_wrap(job, model, kind, value)
-        decay = tf_keras.optimizers.schedules.CosineDecay(rate, job.steps)
-        wrapped.compile(tf_keras.optimizers.Adam(decay), "sparse_categorical_crossentropy")
-        wrapped.fit(*job.data, batch_size=BATCH_SIZE, epochs=job.epochs, callbacks=callbacks, verbose=0)
-        model = strip(wrapped)
+    if not steps:
+        return model
+    if steps[-1][0] != "qat" and steps in job.kept:
+        model.set_weights(job.kept[steps])
+        return model
+    model = tfmot_trained(job, steps[:-1])
+    tf_keras.utils.set_random_seed(job.seed)
+    wrapped, callbacks, strip, rate = tfmot_wrap(job, model, *steps[-1])
+    decay = tf_keras.optimizers.schedules.CosineDecay(rate, job.steps)
+    wrapped.compile(tf_keras.optimizers.Adam(decay), "sparse_categorical_crossentropy")
+    wrapped.fit(*job.data, batch_size=BATCH_SIZE, epochs=job.epochs, callbacks=callbacks, verbose=0)
+    model = strip(wrapped)
+    job.kept[steps] = model.get_weights()
+    return model
+
+
+def tfmot(job: Job, steps: Steps, file: Path) -> np.ndarray:
+    """Write the file, and return what the trained model answers on the test samples."""
+    import tensorflow as tf
+
+    model = tfmot_trained(job, steps)
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     if steps[-1][0] == "qat":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -145,7 +168,7 @@ def tfmot(job: Job, steps: tuple[tuple[str, float], ...], file: Path) -> np.ndar
     return np.asarray(model.predict(job.arrays.x_test, batch_size=256, verbose=0))
 
 
-TOOLS: dict[str, Callable[[Job, tuple[tuple[str, float], ...], Path], np.ndarray]] = {"ours": ours, "tfmot": tfmot}
+TOOLS: dict[str, Callable[[Job, Steps, Path], np.ndarray]] = {"ours": ours, "tfmot": tfmot}
 
 
 def make_clock(k: Any) -> Any:

@@ -23,6 +23,7 @@ from compress.legacy.dialects import (
     translate_activation,
     translate_layer,
 )
+from compress.legacy.gates import HARD_SIGMOID
 from compress.legacy.quantizers import Slots, make_quantizer, slots_of
 from compress.legacy.tf_operations import CLASSES, OPERATIONS, hard_sigmoid
 from compress.legacy.wrappers import INPUT_QUANTIZER, Wrapper, unwrap
@@ -144,7 +145,7 @@ class Builder:
         """Make the layer of `made`, and return a call of it and of what follows: quantizers, an activation."""
         config = node["config"]
         activation = activation_name(config.get("activation"))
-        own_call = activation == "hard_sigmoid" and made.kind not in RECURRENT and "recurrent_activation" not in config
+        own_call = activation == HARD_SIGMOID and made.kind not in RECURRENT and "recurrent_activation" not in config
         split = slots.pre_activation or own_call
         steps: list[Callable[..., Any]] = []
         if not (split and made.kind == "Activation"):

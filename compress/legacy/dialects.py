@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compress.errors import ModelError
+from compress.legacy.gates import HARD_SIGMOID
 
 LAYERS = frozenset((
     "Activation", "ActivityRegularization", "Add", "AdditiveAttention", "AlphaDropout", "Attention", "Average",
@@ -79,6 +80,7 @@ class Dialect:
         options: names of options by class, as the other calls them.
         activations: the names of activations that mean the same in both.
         renamed_activations: names of activations, as the other calls them.
+        gates: the names of activations that recurrent gates may have besides, as their weights take the difference.
         name: what errors call it.
     """
 
@@ -86,6 +88,7 @@ class Dialect:
     options: Mapping[str, Mapping[str, str]]
     activations: frozenset[str]
     renamed_activations: Mapping[str, str]
+    gates: frozenset[str]
     name: str
 
 
@@ -93,14 +96,14 @@ def keras3() -> Dialect:
     """Return the dialect of Keras 3."""
     import keras
 
-    return Dialect(keras, _TO_KERAS3, _KERAS3_ACTIVATIONS, {"swish": "silu"}, "Keras 3")
+    return Dialect(keras, _TO_KERAS3, _KERAS3_ACTIVATIONS, {"swish": "silu"}, frozenset((HARD_SIGMOID,)), "Keras 3")
 
 
 def keras2() -> Dialect:
     """Return the dialect of tf_keras, which is imported."""
     import tf_keras
 
-    return Dialect(tf_keras, _TO_KERAS2, _KERAS2_ACTIVATIONS, {"silu": "swish"}, "Keras 2")
+    return Dialect(tf_keras, _TO_KERAS2, _KERAS2_ACTIVATIONS, {"silu": "swish"}, frozenset(), "Keras 2")
 
 
 def translate_layer(
@@ -133,6 +136,8 @@ def translate_layer(
         option = target.options.get(kind, {}).get(key, key)
         if key.endswith("_initializer") or (key == "activation" and without_activation):
             continue
+        if kind == "Embedding" and key == "dtype" and "int" in str(_dtype(value)):
+            continue  # early releases noted the dtype of the indices here
         if option not in accepted:
             same = _NEUTRAL.get(key) == (tuple(value) if isinstance(value, list) else value)
             if key in _WITHOUT_EFFECT or key == "trainable" or not value or same:
@@ -168,6 +173,8 @@ def activation_name(value: Any) -> str:
 def _translate_value(
     key: str, value: Any, target: Dialect, custom: Callable[[Mapping[str, Any]], Any] | None, name: str
 ) -> Any:
+    if key == "recurrent_activation" and activation_name(value) in target.gates:
+        return activation_name(value)
     if key.endswith("activation"):
         return translate_activation(value, target, name)
     if key == "dtype":
@@ -202,8 +209,13 @@ def translate_activation(value: Any, target: Dialect, name: str) -> str:
     known = activation_name(value)
     known = target.renamed_activations.get(known, known)
     if known not in target.activations:
-        other = " (its hard_sigmoid computes something else)" if known == "hard_sigmoid" else ""
-        raise NoTwin(f"{name!r}: {target.name} has no activation {known[:60]!r}{other}.")
+        other = " (its hard_sigmoid computes something else)" if known == HARD_SIGMOID else ""
+        raise NoTwin(
+            f"{name!r}: {target.name} has no activation {known[:60]!r}{other}.",
+            "It is a function whose code no file holds: in Keras 2, put a layer that computes it in its place."
+            if "lambda" in known
+            else None,
+        )
     return known
 
 

@@ -12,6 +12,7 @@ from compress.errors import ModelError
 from compress.legacy.building import Builder, BuiltLayer
 from compress.legacy.files import LegacyModel, open_legacy
 from compress.legacy.filling import Filled, fill
+from compress.legacy.gates import scale_gates
 from compress.legacy.quantizers import name_in_keras3, quantize_weights, set_ranges, slots_of
 from compress.models.gatekeeper import SizeLimit
 from compress.models.graph import rename_outputs
@@ -83,6 +84,8 @@ def migrate(legacy: LegacyModel, allow_imports: tuple[str, ...] = ()) -> Migrati
     model, built = builder.build(legacy.node)
     filled = fill(built, legacy)
     layers = [each for outer in built for each in outer.walk()]
+    for each in layers:
+        scale_gates(each.layer)
     ranges = _set_activation_ranges(layers, filled)
     weights = _weight_ranges(layers, filled)
     if weights or ranges:

@@ -90,9 +90,64 @@ def test_hard_sigmoid_of_keras_2_is_another_function(k2, tmp_path):
     x = np.array([[-3.0, -1.0, 0.0, 1.0, 2.6]], "float32")
     found = migrated(model, tmp_path / "hard.h5")
     np.testing.assert_allclose(answers(found, x), [[0.0, 0.3, 0.5, 0.7, 1.0]], atol=1e-6)
-    lstm = k2.Sequential([k2.layers.LSTM(2, recurrent_activation="hard_sigmoid", input_shape=(3, 2))])
-    with pytest.raises(ModelError, match="hard_sigmoid"):
+    lstm = k2.Sequential([k2.layers.LSTM(2, activation="hard_sigmoid", name="lstm", input_shape=(3, 2))])
+    with pytest.raises(ModelError, match=r"'lstm': Keras 3 has no activation 'hard_sigmoid' \(its"):
         migrated(lstm, tmp_path / "lstm.h5")
+
+
+HARD = {"recurrent_activation": "hard_sigmoid"}
+GATED = {
+    "LSTM": ((6, 3), lambda L: L.LSTM(4, unit_forget_bias=False, **HARD)),
+    "GRU": ((6, 3), lambda L: L.GRU(4, **HARD)),
+    "GRU of Keras 1": ((6, 3), lambda L: L.GRU(4, reset_after=False, **HARD)),
+    "without bias": ((6, 3), lambda L: L.LSTM(4, use_bias=False, **HARD)),
+    "Bidirectional": ((6, 3), lambda L: L.Bidirectional(L.LSTM(4, **HARD))),
+    "cells": ((6, 3), lambda L: L.RNN([L.LSTMCell(4, **HARD), L.GRUCell(3, **HARD), L.SimpleRNNCell(2)])),
+    "ConvLSTM2D": ((4, 6, 6, 2), lambda L: L.ConvLSTM2D(3, 3)),  # its default in Keras 2
+    "TimeDistributed": ((2, 6, 3), lambda L: L.TimeDistributed(L.GRU(4, **HARD))),
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", GATED)
+def test_hard_sigmoid_gates(k2, tmp_path, name, suffix):
+    shape, make = GATED[name]
+    layer = make(k2.layers)
+    inputs = k2.Input(shape)
+    model = k2.Model(inputs, k2.Sequential([layer], name="nested")(inputs))
+    random = np.random.default_rng(0)
+    model.set_weights([random.uniform(-2, 2, w.shape) for w in model.get_weights()])
+    x = random.uniform(-3, 3, (16, *shape)).astype("float32")
+    found = migrated(model, tmp_path / f"gates.{suffix}")
+    np.testing.assert_allclose(answers(found, x), answers(model, x), atol=1e-5)
+
+
+def test_files_of_early_releases(tmp_path):
+    """Embedding noted the dtype of its indices, and a sequential model was a list without an input layer."""
+    import h5py
+
+    random = np.random.default_rng(0)
+    table, kernel = (random.standard_normal(shape).astype("float32") for shape in ((9, 4), (4, 2)))
+    layers = [
+        {"class_name": "Embedding", "config": {"name": "words", "dtype": "int32", "input_dim": 9, "output_dim": 4,
+         "batch_input_shape": [None, 5], "input_length": 5, "mask_zero": False, "trainable": True}},
+        {"class_name": "GlobalAveragePooling1D", "config": {"name": "mean", "trainable": True}},
+        {"class_name": "Dense", "config": {"name": "head", "units": 2, "use_bias": False, "activation": "linear"}},
+    ]  # fmt: skip
+    with h5py.File(tmp_path / "early.h5", "w") as file:
+        file.attrs["keras_version"] = "2.0.2"
+        file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": layers}).encode()
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"] = [b"words", b"mean", b"head"]
+        for layer, name, value in (("words", "embeddings", table), ("mean", None, None), ("head", "kernel", kernel)):
+            stored = group.create_group(layer)
+            stored.attrs["weight_names"] = [] if name is None else [f"{layer}/{name}:0".encode()]
+            if name is not None:
+                stored[f"{layer}/{name}:0"] = value
+    found = migrate_model(tmp_path / "early.h5")
+    x = random.integers(0, 9, (3, 5))
+    assert found.keras_version == "2.0.2" and isinstance(found.model, keras.Sequential)
+    np.testing.assert_allclose(answers(found.model, x), table[x].mean(1) @ kernel, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -103,7 +103,7 @@ def test_help_names_the_way_out(files: dict[str, tuple[Path, str]]) -> None:
     assert custom.value.help == "If you trust it, pass --allow-import mylib."
     with pytest.raises(ModelError) as legacy:
         check_archive(files["model-hdf5"][0])
-    assert "model.save('model.keras')" in str(legacy.value.help)
+    assert "bmcompress migrate" in str(legacy.value.help)
 
 
 def test_allowed_package_passes_and_only_that(files: dict[str, tuple[Path, str]]) -> None:
