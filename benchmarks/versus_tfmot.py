@@ -35,11 +35,10 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")  # tfmot takes tf.keras for tf
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
-from quantization_nets import NETS, Arrays, ensure_net, load_arrays
+from quantization_nets import Arrays, ensure_net, load_arrays
 from quantization_peers import BATCH_SIZE
-from versus_tools import SETTINGS, TOOLS, WARM_UP, Job, timed_trainings
+from versus_tools import NETS, SETTINGS, TOOLS, WARM_UP, Job, timed_trainings
 
-CHOSEN = ("fashion_resnet8", "cifar_resnet8")
 SAME_BYTES, SAME_AGREEMENT = 0.005, 0.1
 GOAL = "better or equal in every cell, our step overhead at most half of tfmot's"
 
@@ -48,11 +47,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with fashion_mnist.npz and cifar10.npz")
     parser.add_argument("--work", type=Path, required=True, help="folder of trained nets and files")
-    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(CHOSEN))
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each cell (default: 3)")
     parser.add_argument("--epochs", type=int, default=2, help="of each training (default: 2)")
-    parser.add_argument("--train", type=int, default=8000, help="training samples at most (default: 8000)")
+    parser.add_argument("--train", type=int, default=10000, help="training samples at most (default: 10000)")
     parser.add_argument("--rounds", type=int, default=7, help="of timed trainings (default: 7)")
     parser.add_argument("--steps", type=int, default=30, help="of one timed training (default: 30)")
     parser.add_argument("--processes", type=int, default=2, help="trainings at the same time (default: 2)")
