@@ -55,6 +55,14 @@ def _part(item: Any) -> Any:
     return item
 
 
+def _transpose(a: Any, perm: Any = None, name: str | None = None, conjugate: bool = False) -> Any:
+    return ops.transpose(a, axes=_axes(perm))
+
+
+def _squeeze(input: Any, axis: Any = None) -> Any:
+    return ops.squeeze(input, _axes(axis))
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "__operators__.add": lambda x, y: x + y,
     "__operators__.radd": lambda x, y: y + x,
@@ -88,15 +96,19 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "nn.silu": lambda features, beta=1.0: ops.silu(features * beta) / beta if beta != 1.0 else ops.silu(features),
     "nn.leaky_relu": lambda features, alpha=0.2: ops.leaky_relu(features, negative_slope=alpha),
     "nn.softmax": lambda logits, axis=-1: ops.softmax(logits, axis=-1 if axis is None else axis),
+    "nn.log_softmax": lambda logits, axis=-1: ops.log_softmax(logits, axis=-1 if axis is None else axis),
     "nn.softplus": _named(ops.softplus, "features"),
+    "math.softplus": _named(ops.softplus, "features"),
     "clip_by_value": _named(ops.clip, "t", "clip_value_min", "clip_value_max"),
     "linalg.matmul": _matmul,
     "concat": lambda values, axis: ops.concatenate(values, axis=axis),
     "stack": lambda values, axis=0: ops.stack(values, axis=axis),
     "reshape": lambda tensor, shape: ops.reshape(tensor, tuple(shape)),
-    "transpose": lambda a, perm=None: ops.transpose(a, axes=perm),
+    "transpose": _transpose,
+    "compat.v1.transpose": _transpose,
     "expand_dims": _named(ops.expand_dims, "input", "axis"),
-    "squeeze": lambda input, axis=None: ops.squeeze(input, _axes(axis)),
+    "squeeze": _squeeze,
+    "compat.v1.squeeze": _squeeze,
     "cast": _named(ops.cast, "x", "dtype"),
     "identity": lambda input: input,
 }

@@ -18,6 +18,7 @@ import keras
 from compress.errors import SetupError, UsageError
 from compress.legacy.dialects import Dialect, NoTwin, activation_name, keras2, translate_layer
 from compress.legacy.files import LegacyModel, NamedArray
+from compress.legacy.keras_operations import activation_functions, find_function
 from compress.legacy.migrating import Migration, migrate
 from compress.models.graph import Graph, Node, copy_graph, is_of_keras
 
@@ -146,7 +147,7 @@ class _Twins:
         if not is_of_keras(type(operation)):
             raise NoTwin(f"{node.path!r} is a {kind}, a class of its own.")
         config = operation.get_config()
-        extra = self._activation_layer(config, operation.name)
+        extra = self._activation(config, operation.name)
         if extra is not None and kind == "Activation":
             return extra
         twin = translate_layer(kind, config, self._dialect, without_activation=extra is not None)
@@ -154,39 +155,27 @@ class _Twins:
         self._layers.append((operation, twin))
         return twin if extra is None else lambda *args, **kwargs: extra(twin(*args, **kwargs))
 
-    def _activation_layer(self, config: dict[str, Any], name: str) -> Any:
-        """Return the layer for an activation that Keras 2 has as a layer only, or `None`."""
+    def _activation(self, config: dict[str, Any], name: str) -> Any:
+        """Return the layer or function for an activation that Keras 2 has only so, or `None`."""
         known = activation_name(config.get("activation"))
-        if known not in _AS_LAYERS:
-            return None
-        kind, options = _AS_LAYERS[known]
-        return getattr(self._dialect.keras.layers, kind)(**options, name=f"{name}_{known}")
+        if known in _AS_LAYERS:
+            kind, options = _AS_LAYERS[known]
+            return getattr(self._dialect.keras.layers, kind)(**options, name=f"{name}_{known}")
+        return None if "recurrent_activation" in config else activation_functions().get(known)
 
     def _operation(self, node: Node) -> Callable[..., Any]:
-        """Return the call that stands for an operation which is no layer."""
-        import tensorflow as tf
-
+        """Return the call that stands for an operation which is no layer; a layer where tfmot knows one."""
         k, operation, kind = self._dialect.keras, node.operation, node.kind
         tensors = [each for each in node.args if isinstance(each, keras.KerasTensor)]
         if kind in ("Add", "Subtract", "Multiply", "Maximum", "Minimum") and len(tensors) == 2:
             layer = getattr(k.layers, kind)(name=operation.name)
             return lambda x, y: layer([x, y])
-        functions = {
-            "Add": tf.add, "Subtract": tf.subtract, "Multiply": tf.multiply, "Divide": tf.math.divide,
-            "TrueDivide": tf.math.truediv, "Maximum": tf.maximum, "Minimum": tf.minimum, "Negative": tf.negative,
-            "Square": tf.square, "Sqrt": tf.sqrt, "Exp": tf.exp, "Tanh": tf.tanh, "Sigmoid": tf.sigmoid,
-            "Relu": tf.nn.relu, "Relu6": tf.nn.relu6, "Silu": tf.nn.silu, "Power": tf.pow, "Absolute": tf.abs,
-        }  # fmt: skip
-        if kind in functions and is_of_keras(type(operation)):
-            return functions[kind]
-        if kind in ("Mean", "Sum", "Max", "Min") and is_of_keras(type(operation)):
-            function = getattr(tf, f"reduce_{kind.lower()}")
-            return lambda x: function(x, axis=operation.axis, keepdims=operation.keepdims)
-        if kind == "Reshape" and is_of_keras(type(operation)):
-            return lambda x: tf.reshape(x, operation.newshape)
         if kind == "Concatenate" and is_of_keras(type(operation)):
             return k.layers.Concatenate(axis=operation.axis, name=operation.name)
-        raise NoTwin(f"{node.path!r} is the operation {kind}, which has no counterpart here.")
+        function = find_function(operation) if is_of_keras(type(operation)) else None
+        if function is None:
+            raise NoTwin(f"{node.path!r} is the operation {kind}, which has no counterpart here.")
+        return function
 
 
 def _without_implied_masks(graph: Graph) -> Graph:

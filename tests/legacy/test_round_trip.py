@@ -114,6 +114,31 @@ CASES = {
         (8, 8, 3),
         lambda x: keras.ops.mean((x + 1) * 2 + L.Dense(3)(x) / 3 - keras.ops.relu6(x), axis=1, keepdims=True),
     ),
+    "attention by operations": (
+        (6, 4),
+        lambda x: (
+            lambda q, k, v: keras.ops.matmul(
+                keras.ops.softmax(keras.ops.matmul(q, keras.ops.transpose(k, (0, 2, 1))) * 0.5), v
+            )
+        )(L.Dense(4)(x), L.Dense(4)(x), L.Dense(4)(x)),
+    ),
+    "shapes by operations": (
+        (6, 4),
+        lambda x: keras.ops.stack(
+            [keras.ops.squeeze(keras.ops.expand_dims(x[:, 1:], 1), 1), keras.ops.log_softmax(x[:, :-1], axis=1)], axis=2
+        ),
+    ),
+    "functions by operations": (
+        (6, 4),
+        lambda x: (
+            keras.ops.gelu(keras.ops.leaky_relu(keras.ops.selu(x), 0.3))
+            + keras.ops.hard_silu(keras.ops.rsqrt(keras.ops.square(x) + 1.0))
+            * keras.ops.log(keras.ops.softplus(x) + 1.0)
+        ),
+    ),
+    "hard_sigmoid": ((5,), lambda x: L.Dense(3, activation="hard_sigmoid")(x)),
+    "hard_silu": ((8, 8, 3), lambda x: L.Activation("hard_silu")(L.Conv2D(4, 3, activation="hard_silu")(x))),
+    "log_softmax": ((5,), lambda x: L.Dense(3, activation="log_softmax")(x)),
     "nested": ((8, 8, 3), lambda x: keras.Sequential([L.Conv2D(4, 3), L.BatchNormalization(), L.ReLU()])(x)),
     "shared": ((8,), lambda x: (lambda d: L.Add()([d(x), d(d(x))]))(L.Dense(8))),
 }
@@ -156,7 +181,9 @@ def test_table_of_layers_is_complete():
     assert used >= LAYERS, LAYERS - used
 
 
-@pytest.mark.parametrize(("application", "size"), [("MobileNetV2", 64), ("ResNet50", 48), ("EfficientNetB0", 48)])
+@pytest.mark.parametrize(
+    ("application", "size"), [("MobileNetV2", 64), ("ResNet50", 48), ("EfficientNetB0", 48), ("MobileNetV3Small", 48)]
+)
 def test_applications_cross_and_come_back(application, size):
     keras.utils.set_random_seed(0)
     model = getattr(keras.applications, application)(weights=None, input_shape=(size, size, 3), classes=10)
@@ -182,7 +209,7 @@ def test_applications_cross_and_come_back(application, size):
 def test_what_cannot_cross_is_named_all_at_once():
     inputs = keras.Input((8, 4))
     x = L.RMSNormalization(name="norm")(inputs)
-    x = L.Dense(4, activation="hard_sigmoid", name="gate")(x)
+    x = L.LSTM(4, recurrent_activation="hard_sigmoid", return_sequences=True, name="gate")(x)
     x = keras.ops.cumsum(L.GroupQueryAttention(2, 2, 1, name="attention")(x, x), axis=1)
     with pytest.raises(UsageError) as raised:
         require_twins(keras.Model(inputs, x))
