@@ -138,12 +138,16 @@ def cluster_with_tfmot(
 
     def wrap(layer: Any) -> Any:
         sparse = keep_zeros and any(_is_sparse(weight) for weight in layer.get_weights())
+        by_channel = per_channel and type(layer).__name__ == "Conv2D"
+        for weight in layer.weights:
+            if "bias" not in weight.name:
+                _require_enough(weight.numpy(), clusters, by_channel, sparse)
         return cluster.cluster_weights(
             layer,
             number_of_clusters=clusters,
             cluster_centroids_init=start,
             preserve_sparsity=sparse,
-            cluster_per_channel=per_channel and type(layer).__name__ == "Conv2D",
+            cluster_per_channel=by_channel,
         )
 
     wrapped = job.wrap(wrap, "cluster_centroids", "cluster")
@@ -199,6 +203,7 @@ class _Job:
             if matches(node.path, include) and not matches(node.path, exclude)
         }
         self._twin = make_twin(self._graph)
+        self._names = {layer.name: [weight.name for weight in layer.weights] for layer in self._twin.layers}
 
     def wrap(self, function: Callable[[Any], Any], sign: str, verb: str) -> Any:
         """Return the twin with `function` applied to the chosen layers with weights.
@@ -316,7 +321,10 @@ class _Job:
         for path, layer in find_layers(copy):
             twin = layers.get(paths.get(path, ""))
             if twin is not None and layer.weights:
-                layer.set_weights(twin.get_weights())
+                found = {weight.name: weight.numpy() for weight in twin.weights}
+                names = self._names[twin.name]  # stripping attention layers changes the order
+                known = len(found) == len(names) and set(found) == set(names)
+                layer.set_weights([found[name] for name in names] if known else twin.get_weights())
         settle_batch_norm(copy, self._split, self.steps)
         return copy
 
@@ -397,6 +405,15 @@ def _zeros(weight: np.ndarray) -> np.ndarray:
 
 def _has_zeros(layer: Any) -> bool:
     return any(_is_sparse(weight) for weight in layer.get_weights())
+
+
+def _require_enough(weight: np.ndarray, clusters: int, by_channel: bool, sparse: bool) -> None:
+    """Raise ValueError for a kernel with fewer weights than clusters, at which tfmot crashes."""
+    if weight.ndim > 1:
+        parts = np.moveaxis(weight, -1, 0) if by_channel else weight[None]
+        fewest = min(np.count_nonzero(part) + 1 if sparse else part.size for part in parts)
+        if fewest < clusters:
+            raise ValueError(f"{fewest} weights are fewer than {clusters} clusters")
 
 
 def _is_clustered(weight: np.ndarray) -> bool:

@@ -74,6 +74,24 @@ def test_quantization(model, images, tfmot, before):
     assert np.isfinite(answers(quantized, images[0])).all()
 
 
+def test_clustering_attention_and_small_kernels(tfmot):
+    """Stripping changes the order of an attention layer's weights; a kernel with fewer weights than clusters stays."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 8))
+    x = keras.layers.MultiHeadAttention(2, 4, name="attention")(inputs, inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, name="head")(keras.layers.GlobalAveragePooling1D()(x)))
+    model.compile("adam", "mse")
+    data = np.random.default_rng(0).standard_normal((32, 6, 8)).astype("float32"), np.zeros((32, 1), "float32")
+    options = {"epochs": 1, "batch_size": 8, "engine": "tfmot", "learning_rate": 1e-6}
+    for source in (model, compress.prune_weights(model, 0.5)):
+        found = compress.WeightClustering(clusters=16, **options)(source, data)
+        layers = source.get_layer("attention"), found.get_layer("attention")
+        for old, new in zip(*(layer.get_weights() for layer in layers), strict=True):
+            assert len(np.unique(new)) <= 16 and np.abs(old - new).max() < 0.3
+            assert not old.any() or np.corrcoef(old.ravel(), new.ravel())[0, 1] > 0.95
+        np.testing.assert_allclose(kernel_of(found, "head"), kernel_of(source, "head"), atol=1e-4)
+
+
 def test_include_and_exclude(model, images, tfmot):
     options = {"epochs": 1, "batch_size": 8, "engine": "tfmot"}
     pruned = compress.MagnitudePruning(sparsity=0.5, include=("b*", "hidden"), exclude=("hidden",), **options)
