@@ -37,7 +37,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from quantization_nets import Arrays, ensure_net, load_arrays
 from quantization_peers import BATCH_SIZE
-from versus_tools import NETS, SETTINGS, TOOLS, WARM_UP, Job, timed_trainings
+from sparsity_step import WARM_UP
+from versus_tools import NETS, SETTINGS, TOOLS, Job, timed_trainings
 
 SAME_BYTES, SAME_AGREEMENT = 0.005, 0.1
 GOAL = "better or equal in every cell, our step overhead at most half of tfmot's"

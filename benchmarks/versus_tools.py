@@ -7,7 +7,6 @@ Adam along half a cosine, and update masks equally often.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from quantization_nets import Arrays, Net, build_resnet8
 from quantization_peers import BATCH_SIZE, annotate_known, copy_weights
+from sparsity_step import make_clock
 from sparsity_tools import CLUSTERING_RATE, FREQUENCY, PRUNING_RATE, growth_of
 
 _BUILD = partial(build_resnet8, stem_strides=2)  # a quarter of the MACs, so that all of it runs within an hour
@@ -38,7 +38,6 @@ SETTINGS: dict[str, Steps] = {
     "PCQAT 50% 16": (("prune", 0.5), ("cluster", 16), ("qat", 0)),
 }
 """Name -> the steps one after the other, each with its sparsity or number of clusters."""
-WARM_UP = 4  # steps of each timed training that are not counted: compilation
 
 
 @dataclass
@@ -178,20 +177,6 @@ def tfmot(job: Job, steps: Steps, file: Path) -> np.ndarray:
 
 
 TOOLS: dict[str, Callable[[Job, Steps, Path], np.ndarray]] = {"ours": ours, "tfmot": tfmot}
-
-
-def make_clock(k: Any) -> Any:
-    """Return a callback that notes the seconds of a training, wall and CPU, after its first steps."""
-
-    class Clock(k.callbacks.Callback):
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            if batch == WARM_UP:
-                self.start = time.perf_counter(), time.process_time()
-
-        def on_train_end(self, logs: Any = None) -> None:
-            self.seconds = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
-
-    return Clock()
 
 
 def timed_trainings(job: Job) -> dict[tuple[str, str], Callable[[], tuple[float, float]]]:

@@ -7,9 +7,12 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-# Not importorskip: importing tfmot changes the environment, which the package takes care of.
-if not all(find_spec(name) for name in ("tf_keras", "tensorflow_model_optimization")):
-    pytest.skip("tfmot is not installed", allow_module_level=True)
+
+@pytest.fixture(scope="session", autouse=True)
+def _needs_the_extra():
+    # Not importorskip: importing tfmot changes the environment, which the package takes care of.
+    if not all(find_spec(name) for name in ("tf_keras", "tensorflow_model_optimization")):
+        pytest.skip('tfmot is not installed: pip install ".[test,tfmot]"')
 
 
 @pytest.fixture(scope="session")
