@@ -19,7 +19,7 @@ from quantization_peers import BATCH_SIZE, annotate_known, copy_weights
 from sparsity_step import make_clock
 from sparsity_tools import CLUSTERING_RATE, FREQUENCY, PRUNING_RATE, growth_of
 
-_BUILD = partial(build_resnet8, stem_strides=2)  # a quarter of the MACs, so that all of it runs within an hour
+_BUILD = partial(build_resnet8, stem_strides=2)  # a quarter of the MACs: all of it takes some two hours
 NETS = {
     net.name: net
     for net in (
