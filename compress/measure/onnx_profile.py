@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ def profile(path: str, threads: int, batch: int, runs: int) -> dict[str, Any]:
     return {
         "runtime": f"onnxruntime {plain.version}",
         "whole_ms": median_ms(whole),
-        "operators": [_describe(own, names) for own in _by_node(events)],
+        "operators": [_describe(first, times, names) for first, times in _by_node(events, runs)],
     }
 
 
@@ -56,30 +56,38 @@ def _is_kernel(event: dict[str, Any]) -> bool:
     return event.get("cat") == "Node" and event["name"].endswith(_SUFFIX)
 
 
-def _by_node(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Return the events of each node after the warm-up, in the order of execution; a loop's body has more per run."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    done = sum(_is_run(event) for event in events)
-    ended = 0
-    for event in sorted(events, key=lambda each: each.get("ts", 0) + each.get("dur", 0)):
+def _by_node(events: list[dict[str, Any]], runs: int) -> list[tuple[dict[str, Any], np.ndarray]]:
+    """Return the first event of each node and its microseconds in each of the last `runs` runs, in order of execution.
+
+    A loop's body has more than one event per run.
+    """
+    found: dict[str, tuple[dict[str, Any], np.ndarray]] = {}
+    run = -_WARM_UP
+    for event in sorted(events, key=lambda each: (each.get("ts", 0) + each.get("dur", 0), _is_run(each))):
         if _is_run(event):
-            ended += 1
-        elif _is_kernel(event) and ended >= _WARM_UP:
-            found[f"{event['args'].get('node_index')} {event['name']}"].append({**event, "runs": done - _WARM_UP})
+            run += 1
+        elif _is_kernel(event) and run >= 0:
+            key = f"{event['args'].get('node_index')} {event['name']}"
+            found.setdefault(key, (event, np.zeros(runs)))[1][run] += event["dur"]
     return list(found.values())
 
 
-def _describe(events: list[dict[str, Any]], names: _Names) -> dict[str, Any]:
-    first = events[0]
+def _describe(first: dict[str, Any], times_us: np.ndarray, names: _Names) -> dict[str, Any]:
     name = first["name"].removesuffix(_SUFFIX)
     kind = first["args"].get("op_name", "?")
     return {
         "type": kind,
         "name": name,
         "labels": names.labels(name, kind),
-        "time_ms": sum(event["dur"] for event in events) / first["runs"] / 1000,
+        "time_ms": _typical(times_us) / 1000,
         "provider": first["args"].get("provider"),
     }
+
+
+def _typical(times: np.ndarray) -> float:
+    """Return the mean of the middle half: other processes do not move it, and it is finer than the clock's steps."""
+    left_out = len(times) // 4
+    return float(np.sort(times)[left_out : len(times) - left_out].mean())
 
 
 class _Names:

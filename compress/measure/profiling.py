@@ -19,8 +19,8 @@ from compress.progress import track
 from compress.worker import run_in_worker
 
 METHODS = {
-    "onnx": "ONNX Runtime's profiler; its clock counts whole microseconds",
-    "tflite": "each operator alone, as a model of its own, with the call of the interpreter",
+    "onnx": "ONNX Runtime's profiler, whose clock counts whole microseconds; mean of the middle half of the runs",
+    "tflite": "each operator alone, as a model of its own, with the call of the interpreter; median of the runs",
 }
 
 

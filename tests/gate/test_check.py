@@ -235,26 +235,20 @@ budgets:
     assert "no metric of your own is called `zeros`" in invoke("check", code=3).stderr
 
 
-def test_sizes_alone_need_no_framework_and_little_time(place):
-    """Under a second of CPU, children included; without TensorFlow, Keras, NumPy or a runtime in the process."""
+def test_sizes_alone_need_no_framework(place):
+    """What takes its time is not imported: TensorFlow, Keras, NumPy or a runtime; benchmarks/check.py times it."""
     invoke("baseline", "update")
     script = (
-        "import sys, time, resource\n"
+        "import sys\n"
         "sys.argv = ['bmcompress', 'check', '--size-only', '--json']\n"
         "from compress.cli import main\n"
         "try: main()\n"
         "except SystemExit as stop: assert not stop.code, stop.code\n"
         "heavy = {'tensorflow', 'keras', 'numpy', 'scipy', 'onnx', 'onnxruntime', 'ai_edge_litert'} & set(sys.modules)\n"
-        "used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]\n"
-        "print(sorted(heavy), sum(u.ru_utime + u.ru_stime for u in used), file=sys.stderr)\n"
+        "print(sorted(heavy), file=sys.stderr)\n"
     )
-    seconds = []
-    for _ in range(3):  # the least: another process's noise is no work of ours
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        heavy, _, used = done.stderr.strip().splitlines()[-1].rpartition(" ")
-        assert heavy == "[]"
-        seconds.append(float(used))
-        limits = {v["limit"] for v in json.loads(done.stdout)["verdicts"]}
-        assert limits == {"file", "max_growth.file", "max_growth.macs"}
-    assert min(seconds) < 1
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+    limits = {v["limit"] for v in json.loads(done.stdout)["verdicts"]}
+    assert limits == {"file", "max_growth.file", "max_growth.macs"}
