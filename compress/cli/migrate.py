@@ -25,13 +25,14 @@ def migrate(
     from compress.errors import UsageError
     from compress.files import atomic_path
 
-    target = Path(output)
+    source, target = Path(model), Path(output)
     if target.suffix != ".keras":
         raise UsageError(f"--output: expected a file that ends in .keras. Received: {output!r}")
-    if target.exists() and (not force or target.samefile(model)):
-        raise UsageError(
-            f"{output} is there already.", None if force else "Choose another name, or pass --force to replace it."
-        )
+    if target.exists():
+        if source.exists() and target.samefile(source):
+            raise UsageError(f"--output: expected another file than the old model. Received: {output!r}")
+        if not force:
+            raise UsageError(f"{output} is there already.", "Choose another name, or pass --force to replace it.")
     say("loading Keras ...")
     from compress.legacy.migrating import migrate_model
 

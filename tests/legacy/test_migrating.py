@@ -290,6 +290,13 @@ def test_command(k2, tfmot, images, tmp_path):
     assert CliRunner().invoke(app, command).exit_code == 2  # it is there already
     assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
     assert CliRunner().invoke(app, ["migrate", "old.h5", "-o", "new.h5"]).exit_code == 2
+    new = str(tmp_path / "new.keras")
+    itself = CliRunner().invoke(app, ["migrate", new, "-o", new, "--force"])
+    assert itself.exit_code == 2
+    assert "another file than the old model" in itself.output
+    missing = CliRunner().invoke(app, ["migrate", str(tmp_path / "missing.h5"), "-o", new, "--force"])
+    assert missing.exit_code == 4
+    assert compress.load_model(new).count_params() > 0
     inspected = CliRunner().invoke(app, ["inspect", str(tmp_path / "new.keras"), "--json"])
     assert inspected.exit_code == 0
     refused = CliRunner().invoke(app, ["inspect", str(tmp_path / "old.h5")])
