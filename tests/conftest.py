@@ -10,6 +10,22 @@ import numpy as np
 import pytest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _seeded_module():
+    """What the fixtures of a module draw does not depend on the modules before it."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded(_seeded_module):
+    """What a test draws does not depend on the tests before it."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+
+
 @pytest.fixture(scope="session")
 def blobs():
     """Four classes of points in 8 x 8 images with one bright quarter: `(x, y)` for training and for testing."""
