@@ -3,7 +3,6 @@
 Verdicts: a net that is 2 points less accurate, takes 20 % longer and is one byte over its limit, and a copy of the good
 one, each judged by the command itself. Overhead: the wall time of `check` on a 1 MB ResNet20 with 10,000 samples,
 against a bare script that imports the runtime, opens the file and runs the same samples in the same batches, in turn.
-Sizes alone: CPU seconds of `check --size-only` beside those of Python with the libraries that any command imports.
 
     python benchmarks/check.py
 """
@@ -12,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -173,27 +171,6 @@ def measure_overhead(folder: Path, runs: int) -> list[dict[str, Any]]:
     return rows
 
 
-def cpu_seconds(command: list[str], folder: Path) -> float:
-    """Return the CPU seconds of a process and its children, which another process cannot raise much."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def measure_sizes_alone(folder: Path, runs: int) -> dict[str, Any]:
-    """Return what `check --size-only` takes in the folder that `measure_overhead` left."""
-    libraries = [sys.executable, "-c", "import typer, pydantic, rich.console"]
-    pairs = [
-        (cpu_seconds(libraries, folder), cpu_seconds([*CHECK, "--size-only", "--quiet"], folder)) for _ in range(runs)
-    ]
-    return {
-        "libraries CPU s": round(statistics.median(bare for bare, _ in pairs), 2),
-        "check --size-only CPU s": round(statistics.median(check for _, check in pairs), 2),
-        "ratio": round(statistics.median(check / bare for bare, check in pairs), 2),
-    }
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,10 +178,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
         verdicts, overhead = measure_verdicts(Path(first)), measure_overhead(Path(second), arguments.runs)
-        sizes = measure_sizes_alone(Path(second), arguments.runs)
     common = {"goal": GOAL, "machine": describe_machine()}
-    write_results("check", common | {"rows": verdicts, "overhead": overhead, "sizes alone": sizes})
-    for row in [*overhead, sizes]:
+    write_results("check", common | {"rows": verdicts, "overhead": overhead})
+    for row in overhead:
         print(row)
 
 

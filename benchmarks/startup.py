@@ -1,10 +1,11 @@
-"""Start-up: CPU time of `bmcompress --help` and `bmcompress inspect` against a bare typer program, in turn.
+"""Start-up: CPU time of `bmcompress --help`, `inspect` and `check --size-only` against a bare typer program, in turn.
 
     python benchmarks/startup.py
 
-Each command is a fresh process; its user and system time are what the operating system counts. Goal: at most 1.5 times
-the bare program, which has one command that prints a word. The same program importing h5py, which reads the weights of
-a `.keras` file, shows what is left for `inspect` itself.
+Each command is a fresh process; its user and system time, and those of its children, are what the operating system
+counts. Goal: at most 1.5 times the bare program, which has one command that prints a word. The same program importing
+h5py, which reads the weights of a `.keras` file, shows what is left for `inspect` itself. `check` judges bytes and MACs
+of an ONNX file against a baseline, as in CI.
 """
 
 from __future__ import annotations
@@ -31,6 +32,12 @@ app()
 
 HDF5 = BARE.replace('print("hello"', 'import h5py\n    print("hello"')
 
+BUDGET = """
+artifacts: {net: mobilenet.onnx}
+budgets:
+  - {artifact: net, file: 64 MiB, max_growth: {file: 0, macs: 0}}
+"""
+
 OURS = "from compress.cli import main; main()"
 
 
@@ -44,10 +51,16 @@ def cpu_seconds(command: list[str], folder: Path) -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def save_model(path: Path) -> None:
-    """Write the model that is inspected: MobileNetV2 at 96 x 96, 2.3 million parameters."""
-    script = f"import keras; keras.applications.MobileNetV2((96, 96, 3), weights=None, classes=10).save({str(path)!r})"
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+def save_models(folder: Path) -> None:
+    """Write what is inspected and checked: a dense layer, and MobileNetV2 at 96 x 96 with 2.3 million parameters."""
+    script = """
+import keras, compress
+keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]).save("small.keras")
+net = keras.applications.MobileNetV2((96, 96, 3), weights=None, classes=10)
+net.save("mobilenet.keras")
+compress.export_model(net, "mobilenet.onnx")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, cwd=folder)
 
 
 def main() -> None:
@@ -59,24 +72,17 @@ def main() -> None:
         folder = Path(name)
         (folder / "bare.py").write_text(BARE)
         (folder / "hdf5.py").write_text(HDF5)
-        large, small = folder / "mobilenet.keras", folder / "small.keras"
-        save_model(large)
-        subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                f"import keras; keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)]).save({str(small)!r})",
-            ],
-            check=True,
-            capture_output=True,
-        )
+        save_models(folder)
+        (folder / "bmcompress.budget.yaml").write_text(BUDGET)
+        cpu_seconds([sys.executable, "-c", OURS, "baseline", "update"], folder)
         commands = {
             "bare typer --help": [sys.executable, "bare.py", "--help"],
             "bare typer, its command": [sys.executable, "bare.py", "you"],
             "bare typer, importing h5py": [sys.executable, "hdf5.py", "you"],
             "bmcompress --help": [sys.executable, "-c", OURS, "--help"],
-            "bmcompress inspect (small)": [sys.executable, "-c", OURS, "inspect", str(small)],
-            "bmcompress inspect (MobileNetV2)": [sys.executable, "-c", OURS, "inspect", str(large)],
+            "bmcompress inspect (small)": [sys.executable, "-c", OURS, "inspect", "small.keras"],
+            "bmcompress inspect (MobileNetV2)": [sys.executable, "-c", OURS, "inspect", "mobilenet.keras"],
+            "bmcompress check --size-only (MobileNetV2)": [sys.executable, "-c", OURS, "check", "--size-only"],
         }
         times: dict[str, list[float]] = {label: [] for label in commands}
         for run in range(arguments.runs + 1):

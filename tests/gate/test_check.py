@@ -236,7 +236,7 @@ budgets:
 
 
 def test_sizes_alone_need_no_framework(place):
-    """What takes its time is not imported: TensorFlow, Keras, NumPy or a runtime; benchmarks/check.py times it."""
+    """What takes its time is not imported: TensorFlow, Keras, NumPy or a runtime; benchmarks/startup.py times it."""
     invoke("baseline", "update")
     script = (
         "import sys\n"
