@@ -2,8 +2,8 @@
 
 Each net is trained once (kept in `--work`); from these weights both tools prune, cluster and train for int8 (also after
 pruning, and after both), once for every seed, with equal samples, epochs, optimizer and rates. Accuracy, agreement with
-the trained model and bytes are of the TFLite file in LiteRT. Step times are of short trainings in one process, each as
-a ratio to plain `fit` of the same Keras right beside it, in an order that alternates.
+the trained model and bytes are of the TFLite file in LiteRT. Step times are of short trainings in one process, in turns
+whose order alternates, each as a ratio to plain `fit` of the same Keras.
 
     python benchmarks/versus_tfmot.py --data DATA --work WORK
 
@@ -25,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from quantization_nets import Arrays, ensure_net, load_arrays
 from quantization_peers import BATCH_SIZE
-from sparsity_step import WARM_UP, Times
+from sparsity_step import WARM_UP
 from versus_tools import NETS, SETTINGS, TOOLS, Job, timed_trainings
 
 SAME_BYTES, SAME_AGREEMENT = 0.005, 0.1
@@ -54,8 +53,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each cell (default: 3)")
     parser.add_argument("--epochs", type=int, default=2, help="of each training (default: 2)")
     parser.add_argument("--train", type=int, default=10000, help="training samples at most (default: 10000)")
-    parser.add_argument("--rounds", type=int, default=5, help="of timed trainings (default: 5)")
-    parser.add_argument("--steps", type=int, default=100, help="of one timed training (default: 100)")
+    parser.add_argument("--rounds", type=int, default=7, help="of timed trainings (default: 7)")
+    parser.add_argument("--steps", type=int, default=30, help="of one timed training (default: 30)")
     parser.add_argument("--processes", type=int, default=2, help="trainings at the same time (default: 2)")
     parser.add_argument("--reuse", action="store_true", help="keep what an earlier run left in --work")
     parser.add_argument("--only", choices=("files", "steps"), help="measure one part, and take the other from --work")
@@ -119,28 +118,24 @@ def time_steps(name: str, arguments: argparse.Namespace) -> None:
     job = make_job(name, 0, arguments, arguments.steps * BATCH_SIZE)
     job.epochs = 1
     trainings = timed_trainings(job)
-    rows = {}
-    for tool, setting in trainings:
-        if setting != "plain":
-            rows[f"{tool} {setting}"] = _pairs(trainings[tool, "plain"], trainings[tool, setting], arguments)
-    (folder_of(arguments) / f"{name}-steps.json").write_text(json.dumps(rows))
-
-
-def _pairs(plain: Callable[[], Times], own: Callable[[], Times], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the ratio of a training to the plain one just before or after it: the machine's speed changes slowly."""
-    found = []
+    times: dict[tuple[str, str], list[tuple[float, float]]] = {key: [] for key in trainings}
     for turn in range(-1, arguments.rounds):  # the first turn warms up
-        trainings = (own, plain) if turn % 2 else (plain, own)
-        spent = {each: each() for each in trainings}
-        found.append((spent[own], spent[plain]))
-    ratios = [[spent[clock] / base[clock] for spent, base in found[1:]] for clock in (0, 1)]
+        for key in list(trainings) if turn % 2 else list(trainings)[::-1]:
+            found = trainings[key]()
+            if turn >= 0:
+                times[key].append(found)
+    rows = {}
     counted = arguments.steps - WARM_UP - 1
-    return {
-        "wall_ratio": round(statistics.median(ratios[0]), 3),
-        "cpu_ratio": round(statistics.median(ratios[1]), 3),
-        "quartiles": [round(float(np.quantile(ratios[1], q)), 3) for q in (0.25, 0.75)],
-        "ms": round(1000 * statistics.median(spent[1] for spent, _ in found[1:]) / counted, 2),
-    }
+    for (tool, setting), found in times.items():
+        plain = times[tool, "plain"]
+        ratios = [[own[i] / base[i] for own, base in zip(found, plain, strict=True)] for i in (0, 1)]
+        rows[f"{tool} {setting}"] = {
+            "wall_ratio": round(statistics.median(ratios[0]), 3),
+            "cpu_ratio": round(statistics.median(ratios[1]), 3),
+            "quartiles": [round(float(np.quantile(ratios[1], q)), 3) for q in (0.25, 0.75)],
+            "ms": round(1000 * statistics.median(cpu for _, cpu in found) / counted, 2),
+        }
+    (folder_of(arguments) / f"{name}-steps.json").write_text(json.dumps(rows))
 
 
 def run_children(arguments: argparse.Namespace) -> None:
